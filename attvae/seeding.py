@@ -1,0 +1,54 @@
+"""Random numbers as pure functions of (seed, purpose, place): ranks, accumulation and resume change nothing.
+
+Philox is counter based: key = (seed, purpose), counter = place. Streams never overlap and cost no state.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What random numbers are for. Values are part of the data order: never renumber."""
+
+    ORDER = 1
+    AUGMENT = 2
+    LATENT = 3
+    EVALUATE = 4
+    BINARISE = 5
+    SAMPLE = 6
+    MODULE = 7
+
+
+def generator(seed: int, purpose: Purpose, major: int = 0, minor: int = 0) -> np.random.Generator:
+    """A generator for one place, e.g. (epoch, sample id) or (sample id, draw)."""
+    return np.random.Generator(np.random.Philox(key=[seed, int(purpose)], counter=[0, 0, minor, major]))
+
+
+def torch_seed(seed: int, purpose: Purpose, major: int = 0, minor: int = 0) -> int:
+    """A 63-bit seed for torch's own generators."""
+    return int(generator(seed, purpose, major, minor).integers(2**63))
+
+
+def latent_noise(
+    seed: int, purpose: Purpose, places: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
+    """Standard normal noise for the latent layers.
+
+    Args:
+        places: (major, minor) of each of B samples: (global position, 0) in training, (sample id, draw) in evaluation.
+        shapes: the shape (Z, h, w) of each of L latent layers, the first layer first.
+
+    Returns:
+        L float32 tensors [B, Z, h, w]; row b depends on nothing but (seed, purpose, places[b], shapes).
+    """
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    rows = np.empty((len(places), sum(sizes)), dtype=np.float32)
+    for row, (major, minor) in zip(rows, places, strict=True):
+        generator(seed, purpose, major, minor).standard_normal(out=row, dtype=np.float32)
+    flat = torch.from_numpy(rows)
+    parts = torch.split(flat, sizes, dim=1)
+    return [part.reshape(len(places), *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,1 @@
+"""Where the figures of a run go: a journal in the run folder, a terminal, MLflow."""

@@ -1,0 +1,21 @@
+"""What a tracker does. Trackers exist on rank 0 only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Tracker(Protocol):
+    """A place where the figures of a run go. Steps are samples seen."""
+
+    def metrics(self, samples_seen: int, values: Mapping[str, float]) -> None: ...
+
+    def image(self, samples_seen: int, name: str, path: Path) -> None:
+        """A picture: `name` has no slash (e.g. `samples`), `path` is a PNG in the run folder's images/."""
+
+    def artifact(self, path: Path) -> None:
+        """A file of the run folder that belongs to the run as a whole."""
+
+    def close(self, status: Status, reason: str = "") -> None: ...
