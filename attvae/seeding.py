@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     BINARISE = 5
     SAMPLE = 6
     MODULE = 7
+    EVALUATE_BINARISE = 8
 
 
 def generator(seed: int, purpose: Purpose, major: int = 0, minor: int = 0) -> np.random.Generator:

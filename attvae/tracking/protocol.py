@@ -8,7 +8,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """A place where the figures of a run go. Steps are samples seen."""
+    """A place where the figures of a run go. Steps are samples seen.
+
+    The journal comes first in any list of trackers: it is the record, and MLflow is fed from it.
+    """
 
     def metrics(self, samples_seen: int, values: Mapping[str, float]) -> None: ...
 

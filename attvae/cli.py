@@ -1,0 +1,116 @@
+"""The `attvae` command. Heavy imports stay inside the commands."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import attvae
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Deep attentive hierarchical VAEs: train, evaluate.",
+)
+
+RANK = int(os.environ.get("RANK", "0"))
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"attvae {attvae.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _bad_input(*, found_by_all: bool) -> Iterator[None]:
+    """Turns a ValueError into one message and exit code 2; what all ranks find alike, the first one says."""
+    try:
+        yield
+    except ValueError as error:
+        if RANK == 0 or not found_by_all:
+            print(f"attvae{f' (rank {RANK})' if RANK else ''}: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def train(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.lr=3e-4.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and CONFIG's stem.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan, no more.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # the deepspeed launcher passes it
+) -> None:
+    """Train a model. The same command again resumes it, or says that it is done."""
+    from attvae.config import load
+    from attvae.run_folder import RunFolder
+    from attvae.show import show_plan, show_run
+
+    with _bad_input(found_by_all=True):
+        cfg = load(config_file, overrides or [])
+        folder = RunFolder(out or Path("runs") / config_file.stem)
+        if print_config:
+            print(cfg.to_yaml(), end="")
+            return
+        if not dry_run and folder.is_finished(cfg):
+            if RANK == 0:
+                show_run(folder)
+            return
+
+        from attvae.train import DivergedError, plan
+        from attvae.train import train as run
+
+        planned = plan(cfg, RANKS)
+    if dry_run:
+        if RANK == 0:
+            show_plan(planned, RANKS)
+        return
+    from attvae.engine.rendezvous import FailedOnFirstRankError
+
+    try:
+        with _bad_input(found_by_all=False):
+            run(planned, folder.path)
+    except DivergedError as error:
+        if RANK == 0:
+            print(f"attvae: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(1) from None
+    except FailedOnFirstRankError:
+        raise typer.Exit(2) from None
+    if RANK == 0:
+        show_run(folder)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+) -> None:
+    """Figures of a run's newest checkpoint on its test split, with EMA weights."""
+    from attvae.engine.rendezvous import join, leave
+    from attvae.evaluate import evaluate_run
+    from attvae.show import show_figures
+
+    with _bad_input(found_by_all=False):
+        try:
+            figures = evaluate_run(run, join())
+        finally:
+            leave()
+    if RANK == 0:
+        show_figures(str(run), figures)

@@ -1,0 +1,118 @@
+"""Mixture of discretised logistics, autoregressive over the channels of a pixel (PixelCNN++, Salimans et al. 2017).
+
+Images are x in [-1, 1], x = 2 v / max_value - 1 for pixel values v; M mixtures, C channels, K = C (C - 1) / 2
+coefficients, the one of channels d < c at c (c - 1) / 2 + d.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Edges = Literal["published", "normalised"]
+
+MIN_LOG_SCALE = -7.0
+
+
+class LogisticMixture(NamedTuple):
+    """Parameters per pixel."""
+
+    logits: Float[Tensor, "b m h w"]
+    means: Float[Tensor, "b c m h w"]
+    log_scales: Float[Tensor, "b c m h w"]
+    coefficients: Float[Tensor, "b k m h w"]
+
+    def locations(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c m h w"]:
+        """Means shifted by the earlier channels of the same pixel."""
+        return torch.stack([self._location(c, [*x.unbind(1)][:c]) for c in range(x.shape[1])], dim=1)
+
+    def _location(self, c: int, earlier: list[Tensor]) -> Float[Tensor, "b m h w"]:
+        location = self.means[:, c]
+        for d, x_d in enumerate(earlier):
+            location = torch.addcmul(location, self.coefficients[:, c * (c - 1) // 2 + d], x_d.unsqueeze(1))
+        return location
+
+
+def num_parameters(channels: int, num_mixtures: int) -> int:
+    """Values per pixel that `split` takes."""
+    return num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def split(parameters: Float[Tensor, "b p h w"], channels: int, num_mixtures: int) -> LogisticMixture:
+    """Names the raw outputs of a head.
+
+    After the M logits come M blocks of K coefficients and 2 C others; those others are read on as [C, 2 M] without a
+    transposition, as the authors' code does (a permutation of the head's outputs).
+    """
+    k = channels * (channels - 1) // 2
+    logits, blocks = parameters.split([num_mixtures, parameters.shape[1] - num_mixtures], dim=1)
+    blocks = blocks.unflatten(1, (num_mixtures, k + 2 * channels))
+    others = blocks[:, :, k:].flatten(1, 2).unflatten(1, (channels, 2 * num_mixtures))
+    means, log_scales = others.chunk(2, dim=2)
+    return LogisticMixture(logits, means, log_scales.clamp_min(MIN_LOG_SCALE), blocks[:, :, :k].tanh().transpose(1, 2))
+
+
+def log_prob(
+    x: Float[Tensor, "b c h w"], mixture: LogisticMixture, max_value: int, edges: Edges
+) -> Float[Tensor, "b"]:
+    """Log probability in nats of an image of pixel values, summed over pixels.
+
+    `normalised` gives the two outermost values the tails, so that the probabilities of the max_value + 1 values sum
+    to one. `published` is the authors' for max_value 255: it also gives value 254 the upper tail.
+    """
+    centred = x.unsqueeze(2) - mixture.locations(x)
+    bins = (_published_bins if edges == "published" else _normalised_bins)(
+        x.unsqueeze(2), centred, mixture.log_scales, max_value
+    )
+    log_p = (bins.sum(dim=1) + mixture.logits.log_softmax(dim=1)).logsumexp(dim=1)
+    return log_p.sum(dim=(1, 2))
+
+
+def sample(
+    mixture: LogisticMixture,
+    u_mixture: Float[Tensor, "b m h w"],
+    u_logistic: Float[Tensor, "b c h w"],
+    max_value: int,
+    edges: Edges,
+) -> Float[Tensor, "b c h w"]:
+    """The image in [-1, 1] that belongs to uniform noise inside (0, 1).
+
+    `normalised` rounds each channel to a pixel value before the next one is conditioned on it, as `log_prob` does;
+    `published` leaves values between the pixel values.
+    """
+    chosen = (mixture.logits - (-u_mixture.log()).log()).argmax(dim=1, keepdim=True)
+    logistic = u_logistic.logit()
+    xs: list[Tensor] = []
+    for c in range(u_logistic.shape[1]):
+        location = mixture._location(c, xs).gather(1, chosen)[:, 0]
+        scale = mixture.log_scales[:, c].gather(1, chosen)[:, 0].exp()
+        x = torch.addcmul(location, scale, logistic[:, c]).clamp(-1, 1)
+        if edges == "normalised":
+            x = ((x + 1) / 2 * max_value).round() * 2 / max_value - 1
+        xs.append(x)
+    return torch.stack(xs, dim=1)
+
+
+def _normalised_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:
+    # With a > b the ends of a bin: cdf(a) - cdf(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which does not cancel.
+    half = 1 / max_value
+    precision = (-log_scales).exp()
+    lowest, highest = x < -1 + half, x > 1 - half
+    below_upper_end = F.logsigmoid(precision * (centred + half)).masked_fill(highest, 0)
+    above_lower_end = F.logsigmoid(precision * (half - centred)).masked_fill(lowest, 0)
+    width = (-torch.expm1(-2 * half * precision)).log().masked_fill(lowest | highest, 0)
+    return below_upper_end + above_lower_end + width
+
+
+def _published_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:
+    half = 1 / max_value
+    precision = (-log_scales).exp()
+    upper, lower = precision * (centred + half), precision * (centred - half)
+    middle = precision * centred
+    mass = upper.sigmoid() - lower.sigmoid()
+    log_density = middle - log_scales - 2 * F.softplus(middle) - math.log(max_value / 2)
+    inner = torch.where(mass > 1e-5, mass.clamp_min(1e-12).log(), log_density)
+    return torch.where(x < -0.999, F.logsigmoid(upper), torch.where(x > 0.99, -F.softplus(lower), inner))

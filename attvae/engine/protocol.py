@@ -1,0 +1,44 @@
+"""What the training loop asks of an engine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from attvae.engine.rendezvous import World
+
+MicroLoss = Callable[[nn.Module], Tensor]
+"""Given the model as the engine wraps it, the mean loss of one micro-batch. The model is called once."""
+
+RestoredState = Callable[[str, str], Tensor]
+"""(optimizer state's name, parameter's name) -> its full fp32 tensor, from a checkpoint."""
+
+
+class StepResult(NamedTuple):
+    grad_norm: float
+    """2-norm of the gradient of the global batch's mean loss, before clipping."""
+
+
+class Engine(Protocol):
+    """Owns the wrapped model and its optimizer. Parameters are in the module before an engine is made.
+
+    Every method is collective: all ranks call it, in the same order.
+    """
+
+    world: World
+
+    def train_step(self, micro_losses: Sequence[MicroLoss], lr: float) -> StepResult:
+        """One update from the mean of the losses of all micro-batches on all ranks."""
+
+    @property
+    def updates(self) -> int:
+        """Updates applied since the start of training."""
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, in full and in fp32."""
+
+    def optimizer_state(self, key: str) -> Iterator[tuple[str, Tensor]]:
+        """One state of the optimizer (`exp_avg`, `exp_inf`, `ema`) by the parameter's name, in full and in fp32."""
+
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The module's buffers, equal on all ranks."""

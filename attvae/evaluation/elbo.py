@@ -1,0 +1,84 @@
+"""The evidence lower bound and its parts, averaged over images that may be spread over batches and ranks."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attvae.objective import bits_per_dim
+from attvae.spec import DataSpec
+
+
+class Elbo(Protocol):
+    """What a model's forward pass gives back: nll [B], kl [L, B], nelbo [B], in nats."""
+
+    @property
+    def nll_nats(self) -> Tensor: ...
+    @property
+    def kl_nats(self) -> Tensor: ...
+    @property
+    def nelbo_nats(self) -> Tensor: ...
+
+
+class ElboFigures(NamedTuple):
+    nelbo_nats: float
+    nll_nats: float
+    kl_nats_per_layer: tuple[float, ...]
+    bits_per_dim: float
+    images: int
+
+    def metrics(self, group: str) -> dict[str, float]:
+        """The figures under the names that the journal and MLflow use."""
+        figures = {
+            f"{group}/nelbo_nats": self.nelbo_nats,
+            f"{group}/nll_nats": self.nll_nats,
+            f"{group}/kl_nats": sum(self.kl_nats_per_layer),
+            f"{group}/bits_per_dim": self.bits_per_dim,
+        }
+        prefix = "kl" if group == "train" else f"{group}_kl"
+        return figures | {f"{prefix}/layer_{i:02d}": kl for i, kl in enumerate(self.kl_nats_per_layer)}
+
+
+class ElboSums:
+    """Sums over images in double precision; the one division comes last, so batch size and ranks do not matter."""
+
+    def __init__(self, layers: int, spec: DataSpec) -> None:
+        self._spec = spec
+        self._sums = torch.zeros(2 + layers, dtype=torch.float64)  # images, nll, kl of each layer
+
+    def add(self, elbo: Elbo) -> None:
+        parts = torch.cat([elbo.nll_nats.detach()[None], elbo.kl_nats.detach()]).double().sum(dim=1)
+        self._sums += torch.cat([parts.new_tensor([elbo.nll_nats.shape[0]]), parts]).cpu()
+
+    def figures(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> ElboFigures:
+        """The means over all ranks' images. Collective."""
+        images, nll, *kl = sum_over_ranks(self._sums).tolist()
+        assert images > 0, "no images were added on any rank"
+        nelbo = (nll + sum(kl)) / images
+        return ElboFigures(
+            nelbo_nats=nelbo,
+            nll_nats=nll / images,
+            kl_nats_per_layer=tuple(k / images for k in kl),
+            bits_per_dim=bits_per_dim(nelbo, self._spec.dimensions),
+            images=int(images),
+        )
+
+
+@torch.no_grad()
+def evaluate_elbo(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, list[Tensor]]],
+    *,
+    layers: int,
+    spec: DataSpec,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+) -> ElboFigures:
+    """Means over all images of this rank's (x [B, C, H, W], noise) batches and the other ranks' alike. Collective."""
+    was_training = model.training
+    model.eval()
+    sums = ElboSums(layers, spec)
+    for x, noise in batches:
+        sums.add(model(x, noise))
+    model.train(was_training)
+    return sums.figures(sum_over_ranks)

@@ -1,0 +1,23 @@
+"""Images beside what the model makes of them after encoding."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from attvae.evaluation.image_grid import draw_grid, save_png, side_by_side
+
+
+class Reconstructs(Protocol):
+    """A model that encodes and decodes images [n, C, H, W] with L tensors of standard normal noise."""
+
+    def reconstruct(self, x: Tensor, noise: list[Tensor]) -> Tensor: ...
+
+
+@torch.no_grad()
+def reconstruction_grid(model: Reconstructs, x: UInt8[Tensor, "n c h w"], noise: list[Tensor], path: Path) -> None:
+    """Writes a PNG with the originals on the left and their reconstructions on the right. The model is in eval mode."""
+    panels = {"original": draw_grid(x), "reconstruction": draw_grid(model.reconstruct(x, noise))}
+    save_png(side_by_side(panels), path)

@@ -1,0 +1,78 @@
+"""Depth-wise attention of the generative and of the inference path (paper, section 3.2).
+
+Both end in condition + gamma * a with a learned gate gamma that starts at 0.
+Legend: B batch, C value channels, K key channels, H and W the map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attvae.kernels.depth_attention.reference import depth_attention
+from attvae.model.layers import ChannelLayerNorm, gelu
+
+
+class DecoderAttention(nn.Module):
+    """A layer of the generative path attends to the contexts of the layers above it."""
+
+    def __init__(self, channels: int, layer_norm: bool):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.muted = False
+        self.layer_norm = layer_norm
+        if layer_norm:
+            self.ln_value = ChannelLayerNorm(channels)
+            self.ln_attn = ChannelLayerNorm(channels)
+            self.ln_context = ChannelLayerNorm(channels)
+
+    def forward(
+        self,
+        context_BCHW: Float[Tensor, "b c h w"],
+        query_BKHW: Float[Tensor, "b k h w"],
+        keys_BKHW: Sequence[Float[Tensor, "b k h w"]],
+        values_BCHW: Sequence[Float[Tensor, "b c h w"]],
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The context that later layers see, and the condition of the prior."""
+        if self.layer_norm:
+            context_BCHW = context_BCHW + gelu(self.ln_context(context_BCHW))
+        if self.muted:
+            return context_BCHW, context_BCHW
+        if self.layer_norm:
+            # Older slots are normalised already, key and value together.
+            values_BCHW = [*values_BCHW[:-1], self.ln_value(values_BCHW[-1])]
+        a_BCHW = depth_attention(query_BKHW, keys_BKHW, values_BCHW)
+        if self.layer_norm:
+            a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
+        return context_BCHW, torch.addcmul(context_BCHW, self.gamma, a_BCHW)
+
+
+class EncoderAttention(nn.Module):
+    """A layer of the inference path attends to its own condition and to the deeper bottom-up features."""
+
+    def __init__(self, channels: int, layer_norm: bool):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.muted = False
+        self.layer_norm = layer_norm
+        if layer_norm:
+            self.ln_cond = ChannelLayerNorm(channels)
+            self.ln_attn = ChannelLayerNorm(channels)
+
+    def forward(
+        self,
+        query_BKHW: Float[Tensor, "b k h w"],
+        keys_BKHW: Sequence[Float[Tensor, "b k h w"]],
+        values_BCHW: Sequence[Float[Tensor, "b c h w"]],
+    ) -> Float[Tensor, "b c h w"]:
+        """The condition of the posterior; the first slot is the layer's own."""
+        condition_BCHW = values_BCHW[0]
+        if self.layer_norm:
+            condition_BCHW = condition_BCHW + gelu(self.ln_cond(condition_BCHW))
+        if self.muted:
+            return condition_BCHW
+        a_BCHW = depth_attention(query_BKHW, keys_BKHW, values_BCHW)
+        if self.layer_norm:
+            a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
+        return torch.addcmul(condition_BCHW, self.gamma, a_BCHW)

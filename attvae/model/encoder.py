@@ -1,0 +1,31 @@
+"""Bottom-up pass: image -> deterministic features e_0 ... e_L (paper, section 3.1)."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attvae.model.config import ModelConfig
+from attvae.model.residual_cell import ResidualStack
+
+
+class Encoder(nn.Module):
+    """Pre-processing stacks, then one stack of cells per latent layer. Features hold values, then the key."""
+
+    def __init__(self, config: ModelConfig, image_channels: int):
+        super().__init__()
+        channels = image_channels
+        width = config.encoder_filters + config.encoder_key_dim // 2**config.halvings
+        self.preprocessing = nn.Sequential()
+        for _ in range(config.num_proc_blocks):  # as published, each has a stem
+            stack = ResidualStack(channels, config.preprocessing, config.norm, stem_channels=width)
+            self.preprocessing.append(stack)
+            channels = width = stack.out_channels
+        self.cells = nn.ModuleList(
+            ResidualStack(channels, config.encoder, config.norm) for _ in range(config.num_layers)
+        )
+
+    def forward(self, u_BCHW: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b e h2 w2"]]:
+        """e_0 ... e_L for an image in [-1, 1]; e_L comes first out of the pre-processing, e_0 is the deepest."""
+        features = [self.preprocessing(u_BCHW)]
+        for cell in reversed(self.cells):
+            features.append(cell(features[-1]))
+        return features[::-1]

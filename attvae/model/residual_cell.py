@@ -1,0 +1,104 @@
+"""Residual cells and stacks of them (paper, appendix; NVAE's cells with weight normalisation).
+
+Legend: B batch, C channels, H and W the map.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attvae.model.config import Norm, StackConfig
+from attvae.model.conv_node import ConvNode
+from attvae.model.layers import WeightNormConv2d
+
+RESIDUAL_SCALE = 0.1
+
+
+class DownShortcut(nn.Module):
+    """Factorised reduction: each of four 1 x 1 convolutions sees another quarter of the pixels. Even sizes only."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        quarter = out_channels // 4
+        self.conv_1 = WeightNormConv2d(in_channels, quarter, 1)
+        self.conv_2 = WeightNormConv2d(in_channels, quarter, 1)
+        self.conv_3 = WeightNormConv2d(in_channels, quarter, 1)
+        self.conv_4 = WeightNormConv2d(in_channels, out_channels - 3 * quarter, 1)
+
+    def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        y = F.silu(x_BCHW)
+        return torch.cat(
+            [
+                self.conv_1(y[:, :, ::2, ::2]),
+                self.conv_2(y[:, :, 1::2, 1::2]),
+                self.conv_3(y[:, :, ::2, 1::2]),
+                self.conv_4(y[:, :, 1::2, ::2]),
+            ],
+            dim=1,
+        )
+
+
+class UpShortcut(ConvNode):
+    """Bilinear doubling, then the cell's non-local block and a 1 x 1 convolution, both without biases."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: StackConfig):
+        super().__init__(in_channels, out_channels, 1, activation=None, non_local=config.non_local, bias=False)
+
+    def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return super().forward(F.interpolate(x_BCHW, scale_factor=2.0, mode="bilinear", align_corners=True))
+
+
+class ResidualCell(nn.Module):
+    """shortcut(x) + 0.1 * nodes(x). A cell that halves the map doubles the channels, and the other way round."""
+
+    def __init__(self, in_channels: int, scale: int, config: StackConfig, norm: Norm):
+        super().__init__()
+        self.scale = scale
+        match scale:
+            case -2:
+                out_channels = 2 * in_channels
+                self.shortcut: nn.Module = DownShortcut(in_channels, out_channels)
+            case 2:
+                out_channels = in_channels // 2
+                self.shortcut = UpShortcut(in_channels, out_channels, config)
+            case _:
+                out_channels = in_channels
+                self.shortcut = nn.Identity()
+        self.nodes = nn.Sequential(
+            *(
+                ConvNode(
+                    in_channels if n == 0 else out_channels,
+                    out_channels,
+                    3,
+                    activation=F.silu,
+                    norm=norm,
+                    non_local=config.non_local,
+                    squeeze_excite=config.squeeze_excite and n == config.num_nodes - 1,
+                    stride=2 if scale == -2 and n == 0 else 1,
+                )
+                for n in range(config.num_nodes)
+            )
+        )
+
+    def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        # The norm of the first node sees the doubled map: its unbiased variance counts the copies, as published.
+        source = F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest") if self.scale == 2 else x_BCHW
+        return torch.add(self.shortcut(x_BCHW), self.nodes(source), alpha=RESIDUAL_SCALE)
+
+
+class ResidualStack(nn.Module):
+    """An optional stem, which sets the width, then residual cells."""
+
+    def __init__(self, in_channels: int, config: StackConfig, norm: Norm, stem_channels: int | None = None):
+        super().__init__()
+        self.stem = nn.Identity() if stem_channels is None else WeightNormConv2d(in_channels, stem_channels, 3)
+        channels = in_channels if stem_channels is None else stem_channels
+        self.blocks = nn.Sequential()
+        for scale in config.scales:
+            self.blocks.append(ResidualCell(channels, scale, config, norm))
+            channels = channels * 2 if scale == -2 else channels // 2 if scale == 2 else channels
+        self.out_channels = channels
+
+    def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return self.blocks(self.stem(x_BCHW))

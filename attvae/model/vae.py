@@ -1,0 +1,307 @@
+"""The deep attentive variational autoencoder (Apostolopoulou et al., ICLR 2022).
+
+Legend: L latent layers, layer 0 on top; B batch, C image channels, Z latent channels, P head channels per pixel, H and
+W the image, h and w the map of the latents, K importance samples.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from attvae.distributions import bernoulli, gaussian, logistic_mixture
+from attvae.model.config import BernoulliConfig, LogisticMixtureConfig, ModelConfig
+from attvae.model.decoder import Decoded, Decoder
+from attvae.model.depth_attention import DecoderAttention, EncoderAttention
+from attvae.model.encoder import Encoder
+from attvae.model.variational_layer import Draw, Given, Infer, Layer, VariationalLayer
+from attvae.spec import DataSpec
+
+ROWS_AT_ONCE = 256  # of the importance samples of log_likelihood, which bounds its memory
+
+
+class Elbo(NamedTuple):
+    """The negative evidence lower bound and its parts, in nats per image.
+
+    nll_nats [B], kl_nats [L, B], nelbo_nats [B] = nll + sum of KL; trace: every intermediate by name, where asked for.
+    """
+
+    nll_nats: Tensor
+    kl_nats: Tensor
+    nelbo_nats: Tensor
+    trace: dict[str, Tensor] | None = None
+
+
+class DeepVAE(nn.Module):
+    """Images of one `DataSpec`; raw pixels in and out.
+
+    Raises:
+        ValueError: the images of `spec` do not fit `config`.
+    """
+
+    def __init__(self, config: ModelConfig, spec: DataSpec):
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.latent_shapes = [config.latent_shape(spec)] * config.num_layers
+        _, height, width = self.latent_shapes[0]
+        match config.likelihood:
+            case BernoulliConfig():
+                head_channels = spec.channels
+            case LogisticMixtureConfig(num_mixtures=num_mixtures):
+                head_channels = logistic_mixture.num_parameters(spec.channels, num_mixtures)
+        self.encoder = Encoder(config, spec.channels)
+        self.layers = nn.ModuleList(VariationalLayer(config, i, height, width) for i in range(config.num_layers))
+        self.decoder = Decoder(config, head_channels)
+
+    def forward(
+        self, x: Integer[Tensor, "b c H W"], noise: Sequence[Float[Tensor, "b z h w"]] | None = None, trace: bool = False
+    ) -> Elbo:
+        """The bound for raw pixels (uint8, {0, 1} for binary data), one posterior sample per layer.
+
+        Args:
+            noise: L standard normal tensors, the first layer's first; None draws them.
+            trace: also give every intermediate.
+
+        Raises:
+            ValueError: images or noise of another shape, dtype or range than the model's.
+        """
+        x = self._checked_pixels(x)
+        noise = self._checked_noise(noise, len(x), x.device)
+        features = self.encoder(self._scaled(x))
+        contexts: list[Tensor] = []
+        layers = self._top_down(contexts, [Infer(features[i:], noise[i]) for i in range(len(noise))])
+        decoded: Decoded = self.decoder(layers[-1].top_down.context, layers[-1].z)
+        with torch.autocast(x.device.type, enabled=False):
+            nll_nats = -self._log_prob(x, decoded.head.float())
+            kl_nats = torch.stack([gaussian.kl(_posterior(layer), layer.prior) for layer in layers])
+            elbo = Elbo(nll_nats, kl_nats, nll_nats + kl_nats.sum(dim=0))
+        return elbo._replace(trace=_trace(elbo, features, layers, contexts, decoded)) if trace else elbo
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, temperature: float = 1.0, noise: Sequence[Float[Tensor, "n z h w"]] | None = None
+    ) -> Integer[Tensor, "n c H W"]:
+        """n images from the priors, their standard deviations times the temperature."""
+        with self._evaluation():
+            noise = self._checked_noise(noise, n, self._device())
+            layers = self._top_down([], [Draw(eps, temperature) for eps in noise])
+            return self._drawn(self.decoder(layers[-1].top_down.context, layers[-1].z).head)
+
+    @torch.no_grad()
+    def encode(
+        self, x: Integer[Tensor, "b c H W"], noise: Sequence[Float[Tensor, "b z h w"]] | None = None
+    ) -> list[Float[Tensor, "b z h w"]]:
+        """Latents z_0 ... z_{L-1} from the posteriors."""
+        with self._evaluation():
+            x = self._checked_pixels(x)
+            noise = self._checked_noise(noise, len(x), x.device)
+            features = self.encoder(self._scaled(x))
+            return [z.z for z in self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])]
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[Float[Tensor, "b z h w"]]) -> Integer[Tensor, "b c H W"]:
+        """Images drawn from the likelihood given all latents."""
+        with self._evaluation():
+            self._check_latents("latents", latents, len(latents[0]) if latents else 0)
+            layers = self._top_down([], [Given(z) for z in latents])
+            return self._drawn(self.decoder(layers[-1].top_down.context, layers[-1].z).head)
+
+    def reconstruct(
+        self, x: Integer[Tensor, "b c H W"], noise: Sequence[Float[Tensor, "b z h w"]] | None = None
+    ) -> Integer[Tensor, "b c H W"]:
+        """Images drawn from the likelihood given latents drawn from the posteriors."""
+        return self.decode(self.encode(x, noise))
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, x: Integer[Tensor, "b c H W"], num_samples: int, noise: Sequence[Float[Tensor, "kb z h w"]] | None = None
+    ) -> Float[Tensor, "b"]:
+        """Importance-weighted bound on log p(x) in nats, from K = num_samples posterior samples (paper, section 5).
+
+        Args:
+            noise: L tensors [K B, Z, h, w], sample-major: row k B + b is sample k of image b.
+        """
+        with self._evaluation():
+            x = self._checked_pixels(x)
+            if noise is not None:
+                noise = self._checked_noise(noise, num_samples * len(x), x.device)
+            per_image = []
+            for images in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
+                features = self.encoder(self._scaled(x[images]))
+                log_weights = []
+                for samples in torch.arange(num_samples, device=x.device).split(max(1, ROWS_AT_ONCE // len(images))):
+                    rows = (samples[:, None] * len(x) + images).flatten()
+                    eps = self._noise(len(rows), x.device) if noise is None else [noise_i[rows] for noise_i in noise]
+                    tiled = [e.repeat(len(samples), 1, 1, 1) for e in features]
+                    log_weights.append(self._log_weights(x[rows % len(x)], tiled, eps).view(len(samples), -1))
+                per_image.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples))
+            return torch.cat(per_image)
+
+    def attention_gates(self) -> dict[str, Tensor]:
+        """The gate gamma of each depth-wise attention, `decoder/layer_01` ..., `encoder/layer_00` ..., float32."""
+        return {name: module.gamma.detach().float().squeeze() for name, module in self._attentions()}
+
+    @contextmanager
+    def without_depth_attention(self) -> Iterator[None]:
+        """Within it, what depth-wise attention adds to the conditions of priors and posteriors is zero."""
+        modules = [module for _, module in self._attentions()]
+        for module in modules:
+            module.muted = True
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.muted = False
+
+    def _attentions(self) -> Iterator[tuple[str, DecoderAttention | EncoderAttention]]:
+        for i, layer in enumerate(self.layers):
+            for module in layer.modules():
+                if isinstance(module, DecoderAttention):
+                    yield f"decoder/layer_{i:02d}", module
+                elif isinstance(module, EncoderAttention):
+                    yield f"encoder/layer_{i:02d}", module
+
+    def _top_down(self, contexts: list[Tensor], sources: Sequence[Infer | Draw | Given]) -> list[Layer]:
+        """Runs the latent layers; `contexts` receives their contexts."""
+        outputs: list[Layer] = []
+        for layer, source in zip(self.layers, sources, strict=True):
+            outputs.append(layer(contexts, outputs[-1].z if outputs else None, source))
+            contexts.append(outputs[-1].top_down.context)
+        return outputs
+
+    def _log_weights(self, x: Tensor, features: list[Tensor], noise: list[Tensor]) -> Float[Tensor, "b"]:
+        layers = self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])
+        head = self.decoder(layers[-1].top_down.context, layers[-1].z).head
+        with torch.autocast(x.device.type, enabled=False):
+            log_ratios = [layer.prior.log_prob(layer.z) - _posterior(layer).log_prob(layer.z) for layer in layers]
+            return torch.stack(log_ratios).sum(dim=0) + self._log_prob(x, head.float())
+
+    def _log_prob(self, x: Tensor, head: Tensor) -> Float[Tensor, "b"]:
+        head = self._cropped(head)
+        match self.config.likelihood:
+            case BernoulliConfig():
+                return bernoulli.log_prob(x.float(), head)
+            case LogisticMixtureConfig(num_mixtures=num_mixtures, edges=edges):
+                mixture = logistic_mixture.split(head, self.spec.channels, num_mixtures)
+                u = x.float() * 2 / self.spec.max_value - 1
+                return logistic_mixture.log_prob(u, mixture, self.spec.max_value, edges)
+
+    def _drawn(self, head: Tensor) -> Integer[Tensor, "b c H W"]:
+        with torch.autocast(head.device.type, enabled=False):
+            head = self._cropped(head.float())
+            match self.config.likelihood:
+                case BernoulliConfig():
+                    return bernoulli.sample(head, torch.rand_like(head))
+                case LogisticMixtureConfig(num_mixtures=num_mixtures, edges=edges):
+                    mixture = logistic_mixture.split(head, self.spec.channels, num_mixtures)
+                    u = logistic_mixture.sample(
+                        mixture,
+                        _open_uniform(mixture.logits),
+                        _open_uniform(mixture.means[:, :, 0]),
+                        self.spec.max_value,
+                        edges,
+                    )
+                    return ((u + 1) / 2 * self.spec.max_value).round().to(self._pixel_dtype)
+
+    @property
+    def _pixel_dtype(self) -> torch.dtype:
+        return torch.uint8 if self.spec.num_bits <= 8 else torch.uint16
+
+    def _cropped(self, head: Tensor) -> Tensor:
+        pad = self.config.pad
+        return head[:, :, pad : pad + self.spec.height, pad : pad + self.spec.width]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Pixels in [-1, 1] with the margin, whose zeros become -1."""
+        max_value = 1 if self.spec.binary else self.spec.max_value
+        u = x.to(next(self.parameters()).dtype) * (2 / max_value) - 1
+        return F.pad(u, [self.config.pad] * 4, value=-1.0) if self.config.pad else u
+
+    def _checked_pixels(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1:] != self.spec.shape:
+            raise ValueError(f"the model takes images [batch, {', '.join(map(str, self.spec.shape))}], got {[*x.shape]}")
+        if x.dtype != self._pixel_dtype:
+            raise ValueError(f"the model takes raw pixels of dtype {self._pixel_dtype}, got {x.dtype}")
+        max_value = 1 if self.spec.binary else self.spec.max_value
+        # Elsewhere than on the CPU the check would wait for the device in every step.
+        if x.device.type == "cpu" and len(x) and max_value < 255 and (found := int(x.max())) > max_value:
+            raise ValueError(f"the model takes pixel values 0 to {max_value}, got {found}")
+        return x
+
+    def _checked_noise(self, noise: Sequence[Tensor] | None, batch: int, device: torch.device) -> list[Tensor]:
+        if noise is None:
+            return self._noise(batch, device)
+        self._check_latents("noise", noise, batch)
+        return [*noise]
+
+    def _noise(self, batch: int, device: torch.device) -> list[Tensor]:
+        return [torch.randn(batch, *shape, device=device) for shape in self.latent_shapes]
+
+    def _check_latents(self, name: str, tensors: Sequence[Tensor], batch: int) -> None:
+        expected = [(batch, *shape) for shape in self.latent_shapes]
+        found = [tuple(tensor.shape) for tensor in tensors]
+        if len(found) != len(expected):
+            raise ValueError(f"{name}: the model has {len(expected)} latent layers, got {len(found)} tensors")
+        for i, (shape, wanted) in enumerate(zip(found, expected, strict=True)):
+            if shape != wanted:
+                raise ValueError(f"{name}[{i}]: expected shape {wanted}, got {shape}")
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Moving statistics, no noise on the log-scales; then as it was."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+
+def _posterior(layer: Layer) -> gaussian.Gaussian:
+    assert layer.posterior is not None, "an inferred layer has a posterior"
+    return layer.posterior
+
+
+def _open_uniform(like: Tensor) -> Tensor:
+    """Uniform draws that stay clear of 0 and 1, where their logits are infinite."""
+    return torch.rand_like(like).clamp(1e-5, 1 - 1e-5)
+
+
+def _trace(
+    elbo: Elbo, features: list[Tensor], layers: list[Layer], contexts: list[Tensor], decoded: Decoded
+) -> dict[str, Tensor]:
+    """Every intermediate; what a layer lacks (key, query, prior of the top layer) is absent."""
+    trace = {f"e.{j}": e for j, e in enumerate(features)}
+    for i, layer in enumerate(layers):
+        top_down, name = layer.top_down, f"layer.{i}"
+        trace[f"{name}.new_context"] = top_down.new_context
+        trace[f"{name}.prior_condition"] = top_down.prior_condition
+        if top_down.key is not None:
+            trace[f"{name}.key"] = top_down.key
+        if top_down.encoder_query.shape[1]:
+            trace[f"{name}.encoder_query"] = top_down.encoder_query
+        assert layer.posterior_condition is not None
+        trace[f"{name}.posterior_condition"] = layer.posterior_condition
+        for side, gaussian_, raw in (
+            ("posterior", layer.posterior, layer.posterior_raw),
+            ("prior", layer.prior, top_down.prior_raw),
+        ):
+            if gaussian_ is not None and raw is not None:
+                trace[f"{name}.{side}_raw_mu"], trace[f"{name}.{side}_raw_log_sigma"] = raw
+                trace[f"{name}.{side}_mu"], trace[f"{name}.{side}_sigma"] = gaussian_
+        trace[f"{name}.z"] = layer.z
+        trace[f"{name}.kl"] = elbo.kl_nats[i]
+        trace[f"{name}.context_out"] = top_down.context
+        trace[f"context_after_encode.{i}"] = contexts[i]
+    trace["merged_latent"], trace["head_params"] = decoded
+    trace |= {"nll": elbo.nll_nats, "kl_sum": elbo.kl_nats.sum(dim=0), "nelbo": elbo.nelbo_nats}
+    return trace

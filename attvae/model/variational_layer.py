@@ -1,0 +1,224 @@
+"""One latent layer: its context and prior (generative path), its posterior (inference path) (paper, section 3).
+
+Legend: B batch, C context channels D + ke, K key channels kd, Q query channels ke that go to the inference path, E
+feature channels, Z latent channels, H and W the map of the latents.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attvae.distributions.gaussian import Gaussian, bounded, standard_normal
+from attvae.model.config import LogScaleConfig, ModelConfig
+from attvae.model.conv_node import first_posterior_head, posterior_head, prior_head
+from attvae.model.depth_attention import DecoderAttention, EncoderAttention
+from attvae.model.layers import ChannelLayerNorm, scaled_uniform_
+from attvae.model.merge import ConcatMerge, SumMerge
+from attvae.model.residual_cell import ResidualStack
+
+
+class RawGaussian(NamedTuple):
+    """Mean and log stddev [B, Z, H, W] before they are bounded, in float32."""
+
+    mean: Tensor
+    log_stddev: Tensor
+
+    @classmethod
+    def from_head(cls, head_BZHW: Float[Tensor, "b 2*z h w"], noise_stddev: float) -> "RawGaussian":
+        """Splits (mean | log stddev) and perturbs the latter."""
+        mean, log_stddev = head_BZHW.float().chunk(2, dim=1)
+        if noise_stddev > 0:
+            log_stddev = log_stddev + noise_stddev * torch.randn_like(log_stddev)
+        return cls(mean, log_stddev)
+
+    def shifted(self, delta: "RawGaussian") -> "RawGaussian":
+        """A residual posterior: relative to this prior, before both are bounded."""
+        return RawGaussian(self.mean + delta.mean, self.log_stddev + delta.log_stddev)
+
+    def bounded(self, limits: LogScaleConfig, config: ModelConfig) -> Gaussian:
+        return bounded(self.mean, self.log_stddev, limits.low, limits.high, config.soft_clamp)
+
+
+class TopDown(NamedTuple):
+    """What the generative path of a layer gives; the top layer has no prior parameters, its prior is N(0, 1)."""
+
+    context: Tensor  # what later layers see: new_context || key
+    new_context: Tensor
+    key: Tensor | None
+    encoder_query: Tensor
+    prior_condition: Tensor
+    prior_raw: RawGaussian | None
+
+
+class BottomUp(NamedTuple):
+    """What the inference path of a layer gives: the posterior, relative to the prior, and what its head saw."""
+
+    condition: Tensor
+    delta: RawGaussian
+
+
+class Infer(NamedTuple):
+    """z from the posterior: features e_i ... e_L and standard normal noise."""
+
+    features: Sequence[Tensor]
+    noise: Tensor
+
+
+class Draw(NamedTuple):
+    """z from the prior with its stddev times the temperature."""
+
+    noise: Tensor
+    temperature: float
+
+
+class Given(NamedTuple):
+    """z as it is."""
+
+    z: Tensor
+
+
+class Layer(NamedTuple):
+    """A layer's latent and where it came from; the posterior is None where nothing was inferred."""
+
+    z: Tensor
+    top_down: TopDown
+    prior: Gaussian
+    posterior: Gaussian | None = None
+    posterior_raw: RawGaussian | None = None
+    posterior_condition: Tensor | None = None
+
+
+class FirstGenerative(nn.Module):
+    """The top layer's context is a learned constant; its last channels are its key."""
+
+    def __init__(self, config: ModelConfig, height: int, width: int):
+        super().__init__()
+        self.query_dim = config.encoder_key_dim
+        self.constant = nn.Parameter(torch.empty(1, config.context_width + config.decoder_key_dim, height, width))
+        scaled_uniform_(self.constant, fan_in=height * width)
+
+    def forward(self, batch: int) -> TopDown:
+        c_BCHW = self.constant.expand(batch, -1, -1, -1)
+        return TopDown(c_BCHW, c_BCHW, None, c_BCHW[:, : self.query_dim], c_BCHW, None)
+
+
+class Generative(nn.Module):
+    """Context and prior of a lower layer from the contexts above it and the latent just above it."""
+
+    def __init__(self, config: ModelConfig, index: int):
+        super().__init__()
+        channels, self.key_dim = config.context_width, config.decoder_key_dim
+        self.query_dim = config.encoder_key_dim
+        is_last = index == config.num_layers - 1
+        self.widths = (channels, 0 if is_last else self.key_dim, self.key_dim)
+        self.merge_decoder = ConcatMerge(channels, config.latent_channels, sum(self.widths), config.decoder_merge)
+        self.decoder_cell = ResidualStack(sum(self.widths), config.decoder, config.norm)
+        self.decoder_attention, self.ctx_layer_norm = None, None
+        if config.decoder_attention:
+            self.decoder_attention = DecoderAttention(channels, config.decoder_attention.layer_norm)
+            if index >= 2:
+                self.ctx_layer_norm = ChannelLayerNorm(channels + self.key_dim)
+        self.prior_head = prior_head(channels, config.latent_channels)
+        self.noise_stddev = config.prior.noise_stddev
+
+    def forward(self, contexts: list[Tensor], z_BZHW: Float[Tensor, "b z h w"]) -> TopDown:
+        """Replaces the context before the last one in `contexts` by its normalised form, for all layers to come."""
+        if self.ctx_layer_norm is not None:
+            contexts[-2] = self.ctx_layer_norm(contexts[-2])
+        channels = self.widths[0]
+        merged_BWHW = self.merge_decoder(contexts[-1][:, :channels], z_BZHW)
+        context_BCHW, key_BKHW, query_BKHW = self.decoder_cell(merged_BWHW).split(self.widths, dim=1)
+        encoder_query_BQHW = context_BCHW[:, : self.query_dim]
+        prior_condition_BCHW = context_BCHW
+        if self.decoder_attention is not None:
+            context_BCHW, prior_condition_BCHW = self.decoder_attention(
+                context_BCHW, query_BKHW, [c[:, channels:] for c in contexts], [c[:, :channels] for c in contexts]
+            )
+        has_key = key_BKHW.shape[1] > 0
+        prior_raw = RawGaussian.from_head(
+            self.prior_head(prior_condition_BCHW), self.noise_stddev if self.training else 0.0
+        )
+        return TopDown(
+            context=torch.cat([context_BCHW, key_BKHW], dim=1) if has_key else context_BCHW,
+            new_context=context_BCHW,
+            key=key_BKHW if has_key else None,
+            encoder_query=encoder_query_BQHW,
+            prior_condition=prior_condition_BCHW,
+            prior_raw=prior_raw,
+        )
+
+
+class Inference(nn.Module):
+    """Posterior of a layer from the bottom-up features and, below the top layer, the prior's condition."""
+
+    def __init__(self, config: ModelConfig, index: int):
+        super().__init__()
+        self.widths = (config.encoder_width, config.encoder_key_dim)
+        width = sum(self.widths)
+        self.merge_encoder = (
+            SumMerge(config.encoder_width, config.context_width, width, config.encoder_merge) if index > 0 else None
+        )
+        self.encoder_attention = (
+            EncoderAttention(config.encoder_width, config.encoder_attention.layer_norm)
+            if config.encoder_attention
+            else None
+        )
+        head = posterior_head if index > 0 else first_posterior_head
+        self.posterior_head = head(width, config.latent_channels)
+        self.noise_stddev = config.posterior.noise_stddev
+
+    def forward(
+        self,
+        features_BEHW: Sequence[Float[Tensor, "b e h w"]],
+        query_BQHW: Float[Tensor, "b q h w"],
+        prior_condition_BCHW: Float[Tensor, "b c h w"],
+    ) -> BottomUp:
+        condition = features_BEHW[0]
+        if self.merge_encoder is not None:
+            # The layer's own key comes out of the merge: that of its feature serves the layers above only.
+            condition = self.merge_encoder(condition[:, : self.widths[0]], prior_condition_BCHW)
+        if self.encoder_attention is not None:
+            slots = [slot.split(self.widths, dim=1) for slot in (condition, *features_BEHW[1:])]
+            values, keys = zip(*slots, strict=True)
+            condition = torch.cat([self.encoder_attention(query_BQHW, keys, values), keys[0]], dim=1)
+        delta = RawGaussian.from_head(self.posterior_head(condition), self.noise_stddev if self.training else 0.0)
+        return BottomUp(condition, delta)
+
+
+class VariationalLayer(nn.Module):
+    """Latent layer `index` of the hierarchy, 0 being the top."""
+
+    def __init__(self, config: ModelConfig, index: int, height: int, width: int):
+        super().__init__()
+        self.config = config
+        self.generative = Generative(config, index) if index > 0 else FirstGenerative(config, height, width)
+        self.inference = Inference(config, index)
+
+    def forward(self, contexts: list[Tensor], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
+        """
+        Args:
+            contexts: those of the layers above, the first layer's first.
+            z_previous: latent of the layer just above; None in the top layer.
+            source: where this layer's latent comes from.
+        """
+        reference = source.z if isinstance(source, Given) else source.noise
+        top_down: TopDown = (
+            self.generative(len(reference)) if z_previous is None else self.generative(contexts, z_previous)
+        )
+        bottom_up: BottomUp | None = None
+        if isinstance(source, Infer):
+            bottom_up = self.inference(source.features, top_down.encoder_query, top_down.prior_condition)
+        with torch.autocast(reference.device.type, enabled=False):
+            raw = top_down.prior_raw
+            prior = standard_normal(like=reference) if raw is None else raw.bounded(self.config.prior, self.config)
+            if bottom_up is not None:
+                posterior_raw = bottom_up.delta if raw is None else raw.shifted(bottom_up.delta)
+                posterior = posterior_raw.bounded(self.config.posterior, self.config)
+                z = posterior.sample(reference)
+                return Layer(z, top_down, prior, posterior, posterior_raw, bottom_up.condition)
+            if isinstance(source, Draw):
+                return Layer(Gaussian(prior.mean, source.temperature * prior.stddev).sample(reference), top_down, prior)
+            return Layer(reference, top_down, prior)

@@ -1,0 +1,136 @@
+"""The run folder: one run, one folder, one owner."""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from attvae.config import RunConfig, differences, load
+
+LOCK_WAIT_S = 10.0
+"""How long a killed predecessor may take to end (its ranks follow their launcher within a second)."""
+
+
+class RunFolder:
+    """Paths of a run. Nothing is created until `claim`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.checkpoints = path / "checkpoints"
+        self.images = path / "images"
+        self.journal = path / "metrics.jsonl"
+        self.mlflow = path / "mlflow.json"
+        self.summary = path / "summary.json"
+        self._lock: IO[str] | None = None
+
+    def is_finished(self, cfg: RunConfig) -> bool:
+        """Whether the folder holds the finished run of this configuration."""
+        return self.summary.is_file() and self.config.is_file() and not differences(load(self.config), cfg)
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary.read_text())
+
+    def mlflow_run_id(self) -> str | None:
+        return json.loads(self.mlflow.read_text())["run_id"] if self.mlflow.is_file() else None
+
+    def checkpoint(self, samples_seen: int) -> Path:
+        return self.checkpoints / f"{samples_seen:012d}"
+
+    def claim(self) -> None:
+        """Creates the folder if need be and becomes its owner for as long as this process lives.
+
+        A POSIX record lock: it ends with the process however that ends, and forked loader workers do not inherit it.
+
+        Raises:
+            ValueError: the folder cannot be written, or another run owns it.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
+            raise ValueError(f"{self.path} is not empty and no run folder: choose another folder with --out")
+        try:
+            self.images.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            self._lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise ValueError(
+                f"cannot write the run folder {self.path} ({error.strerror}): choose another with --out"
+            ) from error
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    self._lock.seek(0)
+                    owner = self._lock.read().strip() or "unknown"
+                    raise ValueError(
+                        f"the run folder {self.path} is in use by another run ({owner}): "
+                        "wait for it, end it, or choose another folder with --out"
+                    ) from None
+                time.sleep(0.2)
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def describe(self, config_yaml: str) -> None:
+        """Writes what the run is: configuration, command, environment."""
+        write_text(self.config, config_yaml)
+        with (self.path / "command.txt").open("a") as commands:
+            commands.write(shlex.join(sys.argv) + "\n")
+        write_json(self.path / "environment.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state, as far as they can be known."""
+    packages = {}
+    for name in ("attvae", "torch", "deepspeed", "webdataset", "mlflow", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirtiness of the checkout that the running code comes from; empty without one."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,69 @@
+"""What a run looks like on a terminal: its plan beforehand, its figures afterwards."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attvae.config import load
+from attvae.run_folder import RunFolder
+from attvae.tracking.console import print_table
+
+if TYPE_CHECKING:
+    from attvae.train import Plan
+
+
+def show_plan(planned: "Plan", ranks: int) -> None:
+    """What `--dry-run` says."""
+    cfg, manifest, batch, parameters = planned
+    steps = -(-cfg.train.samples // cfg.train.global_batch)
+    spec, train_samples = manifest.spec, manifest.samples("train")
+    print_table(
+        "The run, if it were started",
+        ("", "value"),
+        [
+            ("data", f"{manifest.name} {manifest.version}: {train_samples:,} x {spec.height}x{spec.width}x{spec.channels}"),
+            ("trainable parameters", parameters),
+            ("latent layers", cfg.model.num_layers),
+            ("ranks", ranks),
+            ("global batch", f"{batch.micro_batch} micro-batch x {batch.accumulation} accumulated x {ranks} ranks"),
+            ("steps", f"{steps:,} ({cfg.train.samples / train_samples:,.1f} epochs)"),
+            ("engine", f"{cfg.engine.name}, ZeRO stage {cfg.engine.stage}, {cfg.engine.precision}"),
+        ],
+    )
+
+
+def show_run(folder: RunFolder) -> None:
+    """The figures of a finished run, its pictures, and where to look further."""
+    cfg = load(folder.config)
+    summary = folder.read_summary()
+    show_figures(str(folder.path), summary)
+    print(f"finished: {summary['samples_seen']:,} samples in {summary['wall_s']:,.0f} s, {folder.summary}")
+    for name in ("samples", "reconstructions"):
+        print(f"{name}: {newest(folder.images.glob(f'{name}-*.png'))}")
+    if cfg.tracking.mlflow:
+        print(f"compare runs: {cfg.tracking.ui_command()}")
+
+
+def newest(pictures: Iterable[Path]) -> Path:
+    """The picture of the most samples seen."""
+    return max(pictures)
+
+
+def show_figures(name: str, figures: dict[str, Any]) -> None:
+    """The table of the figures of `summary.json`."""
+    rows: list[tuple[str, float | str, float | str]] = []
+    for split, title in (
+        ("test", "test NELBO"),
+        ("val", "validation NELBO"),
+        ("test_without_depth_attention", "test NELBO without depth-wise attention"),
+    ):
+        if split in figures:
+            rows.append((title, figures[split]["nelbo_nats"], figures[split]["bits_per_dim"]))
+    test = figures["test"]
+    rows.append(("test NLL", test["nll_nats"], ""))
+    rows += [(f"test KL of layer {i}", kl, "") for i, kl in enumerate(test["kl_nats_per_layer"])]
+    rows += [(f"{codec}, the same images", "", bits) for codec, bits in figures.get("codecs_bits_per_dim", {}).items()]
+    print_table(f"{name} (EMA weights, {test['images']:,} images)", ("", "nats", "bits/dim"), rows)
+    if figures["attention_gates"]:
+        gates = [(layer, gate) for layer, gate in figures["attention_gates"].items()]
+        print_table("gates γ of the depth-wise attention (0: switched off)", ("path/layer", "γ"), gates)

@@ -1,0 +1,43 @@
+"""Where MLflow keeps the runs."""
+
+import os
+import re
+from typing import Self
+
+from attvae.spec import Config
+
+
+class TrackingConfig(Config):
+    """MLflow's store. The journal and the terminal need no settings.
+
+    `artifacts` is used for stores that this process writes itself; an MLflow server has its own place for them.
+    """
+
+    mlflow: bool = True
+    uri: str = "sqlite:///runs/mlflow.db"
+    artifacts: str = "runs/mlartifacts"
+    experiment: str = "attvae"
+    run_name: str | None = None
+
+    def with_environment(self) -> Self:
+        """MLflow's own variables win: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
+        wins = {
+            "uri": os.environ.get("MLFLOW_TRACKING_URI"),
+            "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME"),
+        }
+        return self.model_copy(update={key: value for key, value in wins.items() if value})
+
+    @property
+    def on_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    def ui_command(self) -> str:
+        """The one line that shows the runs: a shell command, or the address of the server."""
+        config = self.with_environment()
+        uri = without_password(config.uri)
+        return uri if config.on_server else f"mlflow ui --backend-store-uri {uri}"
+
+
+def without_password(text: str) -> str:
+    """`text` with the user and password of every URL in it struck out."""
+    return re.sub(r"://[^\s/]*@", "://***@", text)

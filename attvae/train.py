@@ -1,0 +1,299 @@
+"""One run, top to bottom. The same command starts it, resumes it, or says that it is done."""
+
+import math
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import attvae
+from attvae import checkpoint, config, schedule, seeding
+from attvae.checkpoint import Checkpoint
+from attvae.config import RunConfig
+from attvae.data.loader import Batch, eval_batches, train_batches
+from attvae.data.manifest import Manifest
+from attvae.engine.batch import BatchPlan, divide
+from attvae.engine.plain import PlainEngine
+from attvae.engine.protocol import Engine
+from attvae.engine.rendezvous import World, end_with_launcher, join, leave
+from attvae.engine.zero import ZeroEngine
+from attvae.evaluate import EVALUATION_SEED, evaluate_model, evaluate_split, with_evaluation_noise
+from attvae.evaluation.elbo import ElboSums
+from attvae.evaluation.reconstructions import reconstruction_grid
+from attvae.evaluation.samples import sample_grid
+from attvae.model.vae import DeepVAE
+from attvae.objective import training_loss
+from attvae.optim.adamax import Adamax
+from attvae.run_folder import RunFolder, environment, write_json
+from attvae.seeding import Purpose
+from attvae.tracking.console import Console
+from attvae.tracking.fan_out import FanOut
+from attvae.tracking.jsonl import Journal
+from attvae.tracking.mlflow_tracker import MlflowTracker
+from attvae.tracking.protocol import Tracker
+
+PICTURED_IMAGES = 32
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+class Plan(NamedTuple):
+    """A run that has passed every check that needs no process group."""
+
+    cfg: RunConfig
+    manifest: Manifest
+    batch: BatchPlan
+    parameters: int
+
+
+def plan(cfg: RunConfig, ranks: int) -> Plan:
+    """Checks what can be checked before a process group exists.
+
+    Raises:
+        ValueError: the data are missing, the model does not fit them, or the ranks do not divide the batch.
+    """
+    manifest = Manifest.read(cfg.data.path)
+    batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
+    if cfg.engine.name == "plain" and ranks > 1:
+        raise ValueError(f"engine.name=plain runs in one process, but {ranks} ranks were launched: use zero")
+    with torch.device("meta"):
+        model = DeepVAE(cfg.model, manifest.spec)
+    return Plan(cfg, manifest, batch, sum(p.numel() for p in model.parameters()))
+
+
+def train(planned: Plan, out: Path) -> None:
+    """Trains, evaluates, and leaves the run folder `out`. Collective.
+
+    Raises:
+        ValueError: bad input; the message names the thing and the remedy.
+        DivergedError: the training left the finite numbers.
+    """
+    end_with_launcher()
+    world = join()
+    try:
+        _train(planned, RunFolder(out), world)
+    finally:
+        leave()
+
+
+def _train(planned: Plan, folder: RunFolder, world: World) -> None:
+    started = time.monotonic()
+    cfg, manifest, batch, parameters = planned
+
+    # ------------------------------------------------------------------------------------------------ 1. run folder
+    def claim() -> Path | None:
+        for split in ("train", "val", "test"):
+            manifest.check_shards(split)
+        folder.claim()
+        return _where_to_start(cfg, folder)
+
+    start_folder = world.from_first(claim)
+
+    # ------------------------------------------------------------------------------------------ 2. model and engine
+    torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE))
+    model = DeepVAE(cfg.model, manifest.spec).to(world.device)
+    averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)  # takes the EMA weights when they are looked at
+    start = Checkpoint(start_folder) if start_folder else None
+    resumed = None if start_folder == cfg.init_from else start
+    if start is not None:
+        start.load_into(model, weights="parameters" if resumed else "ema")
+    samples_seen = resumed.samples_seen if resumed else 0
+    seconds_before = float(resumed.state["wall_s"]) if resumed else 0.0
+    engine = _engine(cfg, model, world, batch, resumed)
+
+    # ------------------------------------------------------------------------------------------------------ 3. data
+    batches = train_batches(
+        manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size
+    )
+    sums = ElboSums(cfg.model.num_layers, manifest.spec)
+    pictured = next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
+
+    def micro_loss(micro: Batch, beta: float, forward: nn.Module) -> Tensor:
+        positions = [int(p) for p in micro.positions]
+        # Noise inside the model (noise_stddev) follows the position as well, so that a resumed run repeats it.
+        torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE, 1 + positions[0]))
+        noise = seeding.latent_noise(cfg.seed, Purpose.LATENT, [(p, 0) for p in positions], model.latent_shapes)
+        elbo = forward(micro.x.to(world.device), [eps.to(world.device) for eps in noise])
+        sums.add(elbo)
+        return training_loss(elbo.nll_nats, elbo.kl_nats, beta)
+
+    # -------------------------------------------------------------------------------------------------- 4. tracking
+    trackers = _trackers(planned, folder, world, resumed)
+
+    def wall_s() -> float:
+        return seconds_before + time.monotonic() - started
+
+    def look() -> None:
+        """Figures and pictures of the EMA weights on the validation split."""
+        _load_average(averaged, engine)
+        figures = evaluate_split(averaged, cfg, manifest, "val", world, draws=1)
+        gates = {f"attention/gate_{name.replace('/', '_')}": float(g) for name, g in averaged.attention_gates().items()}
+        trackers.metrics(samples_seen, figures.metrics("val") | gates)
+        if world.rank == 0:
+            samples, reconstructions = (
+                folder.images / f"{name}-{samples_seen:012d}.png" for name in ("samples", "reconstructions")
+            )
+            sample_grid(averaged, 64, EVALUATION_SEED, 1.0, samples)
+            x, noise = with_evaluation_noise(averaged, pictured.x, pictured.ids, 0, world.device)
+            reconstruction_grid(averaged, x, noise, reconstructions)
+            trackers.image(samples_seen, "samples", samples)
+            trackers.image(samples_seen, "reconstructions", reconstructions)
+
+    def save() -> None:
+        state = {
+            "samples_seen": samples_seen,
+            "updates": engine.updates,
+            "wall_s": wall_s(),
+            "seed": cfg.seed,
+            "mlflow": folder.mlflow_run_id(),
+            "config": cfg.model_dump(mode="json"),
+            "data_fingerprint": manifest.fingerprint,
+            "attvae": attvae.__version__,
+        }
+        checkpoint.save(folder.checkpoint(samples_seen), engine, state)
+        if world.rank == 0:
+            checkpoint.keep_last(folder.checkpoints, cfg.checkpoint.keep_last)
+
+    try:
+        # ----------------------------------------------------------------------------------------- 5. training loop
+        logged_at, logged_samples = time.monotonic(), samples_seen
+        step = cfg.train.global_batch
+        while samples_seen < cfg.train.samples:
+            lr = schedule.warmup_cosine(
+                samples_seen,
+                warmup=cfg.train.lr_warmup,
+                total=cfg.train.samples,
+                peak=cfg.train.lr,
+                floor=cfg.train.lr_floor,
+            )
+            beta = schedule.kl_weight(samples_seen, warmup=cfg.train.kl_warmup, start=cfg.train.kl_start)
+            micros = [next(batches) for _ in range(batch.accumulation)]
+            grad_norm = engine.train_step([partial(micro_loss, micro, beta) for micro in micros], lr).grad_norm
+            samples_seen += step
+            last = samples_seen >= cfg.train.samples
+
+            if last or schedule.due(samples_seen, cfg.train.log_every, step):
+                figures = sums.figures(world.sum)
+                sums = ElboSums(cfg.model.num_layers, manifest.spec)
+                if not math.isfinite(figures.nelbo_nats + grad_norm):
+                    raise DivergedError(
+                        f"training diverged before sample {samples_seen}: NELBO {figures.nelbo_nats}, gradient norm "
+                        f"{grad_norm}; lower train.lr (now {cfg.train.lr}) or train.clip_norm ({cfg.train.clip_norm})"
+                    )
+                now = time.monotonic()
+                rate = (samples_seen - logged_samples) / (now - logged_at)
+                logged_at, logged_samples = now, samples_seen
+                trackers.metrics(
+                    samples_seen,
+                    figures.metrics("train")
+                    | {"train/grad_norm": grad_norm, "train/lr": lr, "train/beta": beta, "perf/images_per_s": rate},
+                )
+            if last or schedule.due(samples_seen, cfg.eval.every, step):
+                look()
+            if last or schedule.due(samples_seen, cfg.checkpoint.every, step):
+                save()
+
+        # ----------------------------------------------------------------------------------------- 6. final figures
+        _load_average(averaged, engine)
+        summary = evaluate_model(averaged, cfg, manifest, world)
+        summary |= {"samples_seen": samples_seen, "parameters": parameters, "wall_s": wall_s()}
+        if world.rank == 0:
+            trackers.metrics(
+                samples_seen, {f"test/{name}": summary["test"][name] for name in ("nelbo_nats", "nll_nats", "bits_per_dim")}
+            )
+            trackers.artifact(folder.config)
+            write_json(folder.summary, summary)
+            trackers.artifact(folder.summary)
+    except BaseException as error:
+        trackers.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}")
+        raise
+    trackers.close("FINISHED")
+
+
+def _where_to_start(cfg: RunConfig, folder: RunFolder) -> Path | None:
+    """Own run folder > resume > init_from > scratch. On rank 0, once the folder is ours."""
+    if folder.config.is_file():
+        changed = config.differences(config.load(folder.config), cfg)
+        if changed:
+            raise ValueError(
+                f"{folder.path} holds a run of another configuration ({'; '.join(changed)}): "
+                "go back to that configuration, or choose another folder with --out"
+            )
+    for newest in reversed(checkpoint.complete(folder.checkpoints)):
+        try:
+            Checkpoint(newest)
+        except ValueError as error:
+            print(f"attvae: {error}; trying the one before", file=sys.stderr)
+            continue
+        return newest
+    for named in (cfg.resume, cfg.init_from):
+        if named is not None:
+            return Checkpoint(named).folder
+    return None
+
+
+def _engine(cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resumed: Checkpoint | None) -> Engine:
+    optimizer = Adamax(model.parameters(), cfg.optim)
+    restored = resumed.tensor if resumed else None
+    updates = int(resumed.state["updates"]) if resumed else 0
+    match cfg.engine.name:
+        case "plain":
+            return PlainEngine(
+                model, optimizer, world, cfg.engine, clip_norm=cfg.train.clip_norm, restored=restored, updates=updates
+            )
+        case "zero":
+            return ZeroEngine(
+                model,
+                optimizer,
+                world,
+                cfg.engine,
+                batch=batch,
+                clip_norm=cfg.train.clip_norm,
+                restored=restored,
+                updates=updates,
+            )
+
+
+def _load_average(averaged: DeepVAE, engine: Engine) -> None:
+    """Copies the EMA weights, and the buffers as they are, into `averaged`. Collective."""
+    with torch.no_grad():
+        for name, ema in engine.optimizer_state("ema"):
+            averaged.get_parameter(name).copy_(ema)
+        for name, buffer in engine.buffers():
+            averaged.get_buffer(name).copy_(buffer)
+
+
+def _trackers(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoint | None) -> FanOut:
+    if world.rank != 0:
+        return FanOut([])
+    cfg = planned.cfg
+    folder.describe(cfg.to_yaml())
+    own = resumed is not None and resumed.folder.parent == folder.checkpoints
+    samples_seen = resumed.samples_seen if resumed else 0
+    journal = Journal(folder.journal, samples_seen if own else None)
+    console = Console(cfg.train.samples, samples_seen)
+    if resumed:
+        console.note(f"resumed from {resumed.folder} at {samples_seen:,} samples")
+    trackers: list[Tracker] = [journal, console]
+    if cfg.tracking.mlflow:
+        about = environment()
+        tags = {
+            "attvae.version": attvae.__version__,
+            "ranks": world.size,
+            "engine": cfg.engine.name,
+            "zero_stage": cfg.engine.stage,
+            "parameters": planned.parameters,
+            "dataset": f"{planned.manifest.name} {planned.manifest.version}",
+            "dataset_fingerprint": planned.manifest.fingerprint,
+            "host": about["host"],
+            **{f"git.{key}": value for key, value in about["git"].items()},
+            **{f"version.{name}": version for name, version in about["packages"].items()},
+        }
+        trackers.append(MlflowTracker(cfg.tracking, folder.path, journal, cfg.model_dump(mode="json"), tags))
+    return FanOut(trackers)
