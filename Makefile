@@ -20,3 +20,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Two CPU ranks, whatever else the machine has.
+demo: $(READY)
+	$(BIN)/python -m data_prep digits
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/deepspeed --quiet --num_gpus 2 --master_addr 127.0.0.1 \
+		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml

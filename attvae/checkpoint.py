@@ -84,7 +84,9 @@ class Checkpoint:
         unknown = {key for key in self._file_of if key.startswith(("parameters/", "buffers/"))}
         unknown -= {f"parameters/{name}" for name in parameters} | {f"buffers/{name}" for name in buffers}
         if unknown:
-            raise ValueError(f"{self.folder} holds {min(unknown)}, which this model has not: another model's checkpoint")
+            raise ValueError(
+                f"{self.folder} holds {min(unknown)}, which this model has not: another model's checkpoint"
+            )
         with torch.no_grad():
             for kind, targets in ((weights, parameters), ("buffers", buffers)):
                 for name, target in targets.items():

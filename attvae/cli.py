@@ -114,3 +114,7 @@ def evaluate(
             leave()
     if RANK == 0:
         show_figures(str(run), figures)
+
+
+if __name__ == "__main__":
+    app()

@@ -11,8 +11,9 @@ from attvae import checkpoint, config, seeding
 from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
 from attvae.data.loader import eval_batches
-from attvae.data.manifest import Manifest
+from attvae.data.manifest import Manifest, Split
 from attvae.engine.rendezvous import World
+from attvae.evaluation.codecs import CODECS, codec_bits_per_dim
 from attvae.evaluation.elbo import ElboFigures, evaluate_elbo
 from attvae.model.vae import DeepVAE
 from attvae.run_folder import RunFolder
@@ -23,7 +24,7 @@ EVALUATION_SEED = 0
 
 
 def evaluate_split(
-    model: DeepVAE, cfg: RunConfig, manifest: Manifest, split: str, world: World, draws: int
+    model: DeepVAE, cfg: RunConfig, manifest: Manifest, split: Split, world: World, draws: int
 ) -> ElboFigures:
     """The ELBO over all images of a split, `draws` times with new noise (and binarisations). Collective."""
 
@@ -55,7 +56,8 @@ def evaluate_model(model: DeepVAE, cfg: RunConfig, manifest: Manifest, world: Wo
     """
     draws = cfg.evaluate.binarisations if manifest.spec.binary else 1
     figures: dict[str, Any] = {
-        split: _as_json(evaluate_split(model, cfg, manifest, split, world, draws)) for split in ("test", "val")
+        "test": _as_json(evaluate_split(model, cfg, manifest, "test", world, draws)),
+        "val": _as_json(evaluate_split(model, cfg, manifest, "val", world, draws)),
     }
     gates = model.attention_gates()
     if gates:
@@ -63,6 +65,15 @@ def evaluate_model(model: DeepVAE, cfg: RunConfig, manifest: Manifest, world: Wo
             without = evaluate_split(model, cfg, manifest, "test", world, draws)
         figures["test_without_depth_attention"] = _as_json(without)
     figures["attention_gates"] = {name: float(gate) for name, gate in gates.items()}
+    if manifest.spec.num_bits == 8 and manifest.spec.channels in (1, 3):
+        figures["codecs_bits_per_dim"] = {
+            codec: codec_bits_per_dim(
+                (batch.x for batch in eval_batches(manifest, cfg.data, "test", EVALUATION_SEED, 0, 100, 0, 1)),
+                manifest.spec,
+                codec,
+            )
+            for codec in CODECS
+        }
     return figures
 
 

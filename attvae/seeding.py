@@ -26,7 +26,9 @@ class Purpose(IntEnum):
 
 def generator(seed: int, purpose: Purpose, major: int = 0, minor: int = 0) -> np.random.Generator:
     """A generator for one place, e.g. (epoch, sample id) or (sample id, draw)."""
-    return np.random.Generator(np.random.Philox(key=[seed, int(purpose)], counter=[0, 0, minor, major]))
+    # As uint64 from the start: numpy makes floats of a list that holds a number of 2^63 or more.
+    key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, minor, major], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def torch_seed(seed: int, purpose: Purpose, major: int = 0, minor: int = 0) -> int:

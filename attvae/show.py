@@ -21,7 +21,10 @@ def show_plan(planned: "Plan", ranks: int) -> None:
         "The run, if it were started",
         ("", "value"),
         [
-            ("data", f"{manifest.name} {manifest.version}: {train_samples:,} x {spec.height}x{spec.width}x{spec.channels}"),
+            (
+                "data",
+                f"{manifest.name} {manifest.version}: {train_samples:,} x {spec.height}x{spec.width}x{spec.channels}",
+            ),
             ("trainable parameters", parameters),
             ("latent layers", cfg.model.num_layers),
             ("ranks", ranks),

@@ -15,7 +15,7 @@ from attvae import checkpoint, config, schedule, seeding
 from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
 from attvae.data.loader import Batch, eval_batches, train_batches
-from attvae.data.manifest import Manifest
+from attvae.data.manifest import SPLITS, Manifest
 from attvae.engine.batch import BatchPlan, divide
 from attvae.engine.plain import PlainEngine
 from attvae.engine.protocol import Engine
@@ -88,7 +88,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
 
     # ------------------------------------------------------------------------------------------------ 1. run folder
     def claim() -> Path | None:
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             manifest.check_shards(split)
         folder.claim()
         return _where_to_start(cfg, folder)
@@ -108,9 +108,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     engine = _engine(cfg, model, world, batch, resumed)
 
     # ------------------------------------------------------------------------------------------------------ 3. data
-    batches = train_batches(
-        manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size
-    )
+    batches = train_batches(manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size)
     sums = ElboSums(cfg.model.num_layers, manifest.spec)
     pictured = next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
 
@@ -205,13 +203,16 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         summary |= {"samples_seen": samples_seen, "parameters": parameters, "wall_s": wall_s()}
         if world.rank == 0:
             trackers.metrics(
-                samples_seen, {f"test/{name}": summary["test"][name] for name in ("nelbo_nats", "nll_nats", "bits_per_dim")}
+                samples_seen,
+                {f"test/{name}": summary["test"][name] for name in ("nelbo_nats", "nll_nats", "bits_per_dim")},
             )
             trackers.artifact(folder.config)
             write_json(folder.summary, summary)
             trackers.artifact(folder.summary)
     except BaseException as error:
-        trackers.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}")
+        trackers.close(
+            "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}"
+        )
         raise
     trackers.close("FINISHED")
 
@@ -295,5 +296,7 @@ def _trackers(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoin
             **{f"git.{key}": value for key, value in about["git"].items()},
             **{f"version.{name}": version for name, version in about["packages"].items()},
         }
-        trackers.append(MlflowTracker(cfg.tracking, folder.path, journal, cfg.model_dump(mode="json"), tags))
+        trackers.append(
+            MlflowTracker(cfg.tracking, folder.path, journal, config.flatten(cfg.model_dump(mode="json")), tags)
+        )
     return FanOut(trackers)

@@ -183,7 +183,10 @@ def _carry_errors(batches: Iterator[Batch]) -> Iterator[Batch | ValueError | OSE
 
 
 def _start_worker(trainer: int, worker: int) -> None:
-    """A worker ends with the trainer, however that ends, and leaves Ctrl-C to it."""
+    """A worker leaves Ctrl-C to the trainer and ends when the thread that took the first batch does, however it ends.
+
+    torch itself gives a worker one thread.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere torch's own watch on the parent ends the worker after some seconds
         pr_set_pdeathsig = 1

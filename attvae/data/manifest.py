@@ -15,6 +15,7 @@ FORMAT_VERSION = 1
 HASHED_BYTES = 256 * 2**20
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Shard(Config):

@@ -42,8 +42,8 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "b"]:
 
 
 def bounded(
-    raw_mean: Float[Tensor, "b z h w"],
-    raw_log_stddev: Float[Tensor, "b z h w"],
+    raw_mean: Float[Tensor, "*shape"],
+    raw_log_stddev: Float[Tensor, "*shape"],
     low: float,
     high: float,
     soft_clamp: SoftClamp,

@@ -55,9 +55,7 @@ def split(parameters: Float[Tensor, "b p h w"], channels: int, num_mixtures: int
     return LogisticMixture(logits, means, log_scales.clamp_min(MIN_LOG_SCALE), blocks[:, :, :k].tanh().transpose(1, 2))
 
 
-def log_prob(
-    x: Float[Tensor, "b c h w"], mixture: LogisticMixture, max_value: int, edges: Edges
-) -> Float[Tensor, "b"]:
+def log_prob(x: Float[Tensor, "b c h w"], mixture: LogisticMixture, max_value: int, edges: Edges) -> Float[Tensor, "b"]:
     """Log probability in nats of an image of pixel values, summed over pixels.
 
     `normalised` gives the two outermost values the tails, so that the probabilities of the max_value + 1 values sum
@@ -97,10 +95,10 @@ def sample(
 
 
 def _normalised_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:
-    # With a > b the ends of a bin: cdf(a) - cdf(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which does not cancel.
     half = 1 / max_value
     precision = (-log_scales).exp()
     lowest, highest = x < -1 + half, x > 1 - half
+    # With a > b the ends of a bin: cdf(a) - cdf(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which does not cancel.
     below_upper_end = F.logsigmoid(precision * (centred + half)).masked_fill(highest, 0)
     above_lower_end = F.logsigmoid(precision * (half - centred)).masked_fill(lowest, 0)
     width = (-torch.expm1(-2 * half * precision)).log().masked_fill(lowest | highest, 0)
@@ -110,9 +108,10 @@ def _normalised_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: 
 def _published_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:
     half = 1 / max_value
     precision = (-log_scales).exp()
-    upper, lower = precision * (centred + half), precision * (centred - half)
+    below_upper_end = F.logsigmoid(precision * (centred + half))
+    above_lower_end = F.logsigmoid(precision * (half - centred))
+    log_mass = below_upper_end + above_lower_end + (-torch.expm1(-2 * half * precision)).log()
     middle = precision * centred
-    mass = upper.sigmoid() - lower.sigmoid()
     log_density = middle - log_scales - 2 * F.softplus(middle) - math.log(max_value / 2)
-    inner = torch.where(mass > 1e-5, mass.clamp_min(1e-12).log(), log_density)
-    return torch.where(x < -0.999, F.logsigmoid(upper), torch.where(x > 0.99, -F.softplus(lower), inner))
+    inner = torch.where(log_mass > math.log(1e-5), log_mass, log_density)
+    return torch.where(x < -0.999, below_upper_end, torch.where(x > 0.99, above_lower_end, inner))

@@ -11,6 +11,7 @@ from torch import Tensor
 from attvae.spec import DataSpec
 
 Codec = Literal["png", "webp"]
+CODECS: tuple[Codec, ...] = ("png", "webp")
 
 
 def codec_bits_per_dim(batches: Iterable[UInt8[Tensor, "b c h w"]], spec: DataSpec, codec: Codec) -> float:

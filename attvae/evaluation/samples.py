@@ -14,7 +14,8 @@ from attvae.seeding import Purpose, latent_noise
 class Samples(Protocol):
     """A model that can draw images [n, C, H, W] from L tensors of standard normal noise."""
 
-    latent_shapes: Sequence[tuple[int, ...]]
+    @property
+    def latent_shapes(self) -> Sequence[tuple[int, ...]]: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 

@@ -109,7 +109,8 @@ class ModelConfig(Config):
         down, up = self.preprocessing.scales.count(-2), self.postprocessing.scales.count(2)
         if down != up:
             raise ValueError(
-                f"preprocessing.scales halves {down} times but postprocessing.scales doubles {up} times; make them equal"
+                f"preprocessing.scales halves {down} times but postprocessing.scales doubles {up} times; "
+                "make them equal"
             )
         if self.encoder_key_dim % 2**self.halvings:
             raise ValueError(
@@ -173,7 +174,8 @@ class ModelConfig(Config):
             case LogisticMixtureConfig(edges=edges):
                 if spec.binary:
                     raise ValueError(
-                        "likelihood logistic_mixture needs pixel values, but the data is binary; use likelihood bernoulli"
+                        "likelihood logistic_mixture needs pixel values, but the data is binary; "
+                        "use likelihood bernoulli"
                     )
                 if edges == "published" and (spec.channels, spec.max_value) != (3, 255):
                     raise ValueError(

@@ -5,7 +5,6 @@ Legend: B batch, C channels in, O channels out, H and W the map.
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -38,7 +38,7 @@ class WeightNormConv2d(nn.Module):
     def reset_parameters(self) -> None:
         """The gain starts at e^0.01 ||v||: as the authors' first call leaves it."""
         scaled_uniform_(self.v, fan_in=self.v[0].numel())
-        self.log_g.copy_(self.v.flatten(1).norm(dim=1).log() + 0.01)
+        self.log_g.copy_(0.5 * self.v.square().sum(dim=(1, 2, 3)).log() + 0.01)
         if self.bias is not None:
             scaled_uniform_(self.bias, fan_in=len(self.bias))
 

@@ -17,9 +17,7 @@ class ConcatMerge(nn.Module):
         self.conv = WeightNormConv2d(a_channels + z_channels, out_channels, 1)
         self.non_local = NonLocalBlock(out_channels, non_local) if non_local else nn.Identity()
 
-    def forward(
-        self, a_BCHW: Float[Tensor, "b c h w"], z_BZHW: Float[Tensor, "b z h w"]
-    ) -> Float[Tensor, "b o h w"]:
+    def forward(self, a_BCHW: Float[Tensor, "b c h w"], z_BZHW: Float[Tensor, "b z h w"]) -> Float[Tensor, "b o h w"]:
         # Latents are float32 whatever the precision of the features.
         return self.non_local(self.conv(torch.cat([a_BCHW, z_BZHW.to(a_BCHW.dtype)], dim=1)))
 
@@ -33,7 +31,5 @@ class SumMerge(nn.Module):
         self.conv_b = WeightNormConv2d(b_channels, out_channels, 1)
         self.non_local = NonLocalBlock(out_channels, non_local) if non_local else nn.Identity()
 
-    def forward(
-        self, a_BCHW: Float[Tensor, "b c h w"], b_BCHW: Float[Tensor, "b c2 h w"]
-    ) -> Float[Tensor, "b o h w"]:
+    def forward(self, a_BCHW: Float[Tensor, "b c h w"], b_BCHW: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b o h w"]:
         return self.non_local(self.conv_a(a_BCHW) + self.conv_b(b_BCHW))

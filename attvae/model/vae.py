@@ -60,7 +60,10 @@ class DeepVAE(nn.Module):
         self.decoder = Decoder(config, head_channels)
 
     def forward(
-        self, x: Integer[Tensor, "b c H W"], noise: Sequence[Float[Tensor, "b z h w"]] | None = None, trace: bool = False
+        self,
+        x: Integer[Tensor, "b c H W"],
+        noise: Sequence[Float[Tensor, "b z h w"]] | None = None,
+        trace: bool = False,
     ) -> Elbo:
         """The bound for raw pixels (uint8, {0, 1} for binary data), one posterior sample per layer.
 
@@ -225,7 +228,9 @@ class DeepVAE(nn.Module):
 
     def _checked_pixels(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1:] != self.spec.shape:
-            raise ValueError(f"the model takes images [batch, {', '.join(map(str, self.spec.shape))}], got {[*x.shape]}")
+            raise ValueError(
+                f"the model takes images [batch, {', '.join(map(str, self.spec.shape))}], got {[*x.shape]}"
+            )
         if x.dtype != self._pixel_dtype:
             raise ValueError(f"the model takes raw pixels of dtype {self._pixel_dtype}, got {x.dtype}")
         max_value = 1 if self.spec.binary else self.spec.max_value

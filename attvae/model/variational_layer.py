@@ -27,7 +27,7 @@ class RawGaussian(NamedTuple):
     log_stddev: Tensor
 
     @classmethod
-    def from_head(cls, head_BZHW: Float[Tensor, "b 2*z h w"], noise_stddev: float) -> "RawGaussian":
+    def from_head(cls, head_BZHW: Float[Tensor, "b two_z h w"], noise_stddev: float) -> "RawGaussian":
         """Splits (mean | log stddev) and perturbs the latter."""
         mean, log_stddev = head_BZHW.float().chunk(2, dim=1)
         if noise_stddev > 0:

@@ -16,6 +16,9 @@ Row = dict[str, float]
 class Journal:
     """Appends to `metrics.jsonl`; a tracker. A line is in the operating system's hands when `metrics` returns.
 
+    A name is written once at each step: a figure that a killed run had already written after its last checkpoint was
+    saved is not written again.
+
     JSON has no NaN or infinity: they are written as the strings "NaN", "Infinity" and "-Infinity", and `read` turns
     them back into floats.
     """
@@ -40,10 +43,17 @@ class Journal:
             os.fsync(file.fileno())
         aside.replace(path)
         self._file = path.open("a", encoding="utf-8")
+        self._step = resume_at
+        self._names = {name for row in kept if row["samples_seen"] == resume_at for name in row}
 
     def metrics(self, samples_seen: int, values: Mapping[str, float]) -> None:
         assert values.keys().isdisjoint({"samples_seen", "time"}), "samples_seen and time are the journal's own names"
-        figures = {name: float(value) for name, value in values.items()}
+        if samples_seen != self._step:
+            self._step, self._names = samples_seen, set()
+        figures = {name: float(value) for name, value in values.items() if name not in self._names}
+        if not figures:
+            return
+        self._names |= figures.keys()
         self._file.write(_line({"samples_seen": samples_seen, "time": round(time.time(), 3), **figures}))
         self._file.flush()
 

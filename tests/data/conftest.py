@@ -9,14 +9,7 @@ import pytest
 
 from attvae.data.manifest import Manifest
 from attvae.spec import DataSpec
-from data_prep import digits, writer
-
-
-@pytest.fixture(scope="session")
-def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    writer.prepare(digits.dataset(), folder)
-    return folder
+from data_prep import writer
 
 
 @pytest.fixture

@@ -49,12 +49,9 @@ def test_epochs_and_seeds_differ_and_one_seed_repeats() -> None:
 
 def test_the_order_is_the_one_that_checkpoints_were_written_with() -> None:
     """Pinned: a change here silently breaks the exact resume of every run that exists."""
-    plan = Plan([3, 4, 2], 6, seed=7)
-    assert epoch_ids(plan, 0) == GOLDEN[0]
-    assert epoch_ids(plan, 1) == GOLDEN[1]
-
-
-GOLDEN = [[], []]
+    plan = Plan([3, 4, 2], 5, seed=1)
+    assert epoch_ids(plan, 0) == [0, 1, 8, 7, 2, 4, 6, 3, 5]
+    assert epoch_ids(plan, 1) == [0, 7, 1, 8, 2, 6, 5, 4, 3]
 
 
 def test_without_shuffling_within_shards_whole_shards_are_permuted() -> None:
@@ -71,7 +68,7 @@ def test_a_window_stays_within_its_shards() -> None:
 
 
 def test_positions_of_samples_are_uniform() -> None:
-    """Over 4000 epochs each of 6 samples is 6 times as often as not anywhere: chi-square with 25 degrees of freedom."""
+    """Over 4000 epochs each of 6 samples is as often at each place: chi-square with 25 degrees of freedom."""
     plan = Plan([2, 3, 1], 6, seed=0)
     _, ids = plan.order(np.arange(4000 * 6))
     counts = np.zeros((6, 6))
@@ -116,10 +113,10 @@ def test_ranks_and_workers_deal_one_stream(start: int, micro_batch: int, world_s
 @given(st.integers(1, 50), st.integers(1, 7), st.integers(1, 8), st.integers(1, 4))
 def test_evaluation_meets_each_sample_once(samples: int, batch_size: int, world_size: int, workers: int) -> None:
     batches = [
-        batch.tolist()
+        batch
         for rank in range(world_size)
         for worker in range(workers)
         for batch in eval_ids(samples, batch_size, rank, world_size, worker, workers)
     ]
-    assert sorted(sum(batches, [])) == list(range(samples))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(samples))
     assert all(1 <= len(batch) <= batch_size for batch in batches)

@@ -1,0 +1,250 @@
+"""A run as a user sees it: the command, the run folder, and what a kill leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+from spawn import free_port
+
+from attvae.tracking.jsonl import read
+
+REPOSITORY = Path(__file__).parent.parent
+TINY = ["configs/test/tiny.yaml"]
+
+
+def command(digits: Path, out: Path, *overrides: str) -> list[str]:
+    """`attvae train` on one rank."""
+    return [sys.executable, "launch/train.py", *arguments(digits, out, *overrides)]
+
+
+def deepspeed_command(digits: Path, out: Path, *overrides: str) -> list[str]:
+    """`deepspeed launch/train.py` on two ranks."""
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--quiet", "--num_gpus", "2"]
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    return [*launcher, *address, "launch/train.py", *arguments(digits, out, *overrides)]
+
+
+def arguments(digits: Path, out: Path, *overrides: str) -> list[str]:
+    store = [f"tracking.uri=sqlite:///{out.parent}/mlflow.db", f"tracking.artifacts={out.parent}/artifacts"]
+    return [*TINY, f"data.path={digits}", *store, *overrides, "--out", str(out)]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(command: list[str], expected: int = 0) -> str:
+    process = start(command)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == expected, output
+    return output
+
+
+def processes_of(out: Path) -> list[psutil.Process]:
+    """Every living process whose command names the run folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(out) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def result(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """The summary and the journal without what depends on the clock."""
+    summary = json.loads((out / "summary.json").read_text())
+    del summary["wall_s"]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("time", "perf/images_per_s")} for row in read(out / "metrics.jsonl")
+    ]
+    return summary, rows
+
+
+def wait_for(condition: Any, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An undisturbed run and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, run(command(digits, out))
+
+
+def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
+    out, output = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["samples_seen"] == 2000
+    test = summary["test"]
+    assert test["images"] == 2 * 297, "each test image once in each of two binarisations"
+    assert test["nelbo_nats"] == pytest.approx(test["nll_nats"] + sum(test["kl_nats_per_layer"]), rel=1e-9)
+    assert test["bits_per_dim"] == pytest.approx(test["nelbo_nats"] / 64 / 0.693147180559945, rel=1e-9)
+    assert len(test["kl_nats_per_layer"]) == 3
+    assert summary["attention_gates"].keys() == {
+        *(f"encoder/layer_{i:02d}" for i in range(3)),
+        *(f"decoder/layer_{i:02d}" for i in (1, 2)),
+    }
+    assert summary["test_without_depth_attention"]["nelbo_nats"] != test["nelbo_nats"]
+    for name in ("config.yaml", "command.txt", "environment.json", "metrics.jsonl", "mlflow.json", "lock"):
+        assert (out / name).is_file(), name
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["000000001000", "000000002000"]
+    assert "mlflow ui --backend-store-uri" in output
+
+
+def test_a_plain_mlflow_client_finds_everything(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    client = MlflowClient(f"sqlite:///{out.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("attvae")
+    [found] = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.global_batch"] == "100"
+    assert found.data.tags["ranks"] == "1"
+    assert "git.commit" in found.data.tags
+    history = client.get_metric_history(found.info.run_id, "val/nelbo_nats")
+    assert [metric.step for metric in history] == [1000, 2000]
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "kl/layer_02")] == [500, 1000, 1500, 2000]
+    summary = json.loads((out / "summary.json").read_text())
+    assert found.data.metrics["test/nelbo_nats"] == pytest.approx(summary["test"]["nelbo_nats"])
+    pictures = [file.path for file in client.list_artifacts(found.info.run_id, "images")]
+    assert sum("samples" in path for path in pictures) >= 2
+    assert sum("reconstructions" in path for path in pictures) >= 2
+    artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert {"config.yaml", "summary.json"} <= artifacts
+    with Image.open(sorted((out / "images").glob("samples-*.png"))[-1]) as picture:
+        assert len(set(picture.convert("L").tobytes())) > 1, "a grid with something on it"
+
+
+def test_again_says_that_it_is_done(finished: tuple[Path, str], digits: Path) -> None:
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert "finished: 2,000 samples" in run(command(digits, out))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before, "nothing is touched"
+
+
+def test_evaluate_gives_the_figures_of_the_run(finished: tuple[Path, str]) -> None:
+    out, output = finished
+    table = run([sys.executable, "-m", "attvae.cli", "evaluate", str(out)])
+    figures = [line for line in output.splitlines() if line.startswith("│ test")]
+    assert len(figures) >= 6
+    assert all(line in table for line in figures)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(finished: tuple[Path, str], digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    process = start(command(digits, out))
+    assert wait_for((out / "checkpoints" / "000000001000").exists, 120)
+    process.kill()
+    process.communicate()
+    assert not (out / "summary.json").exists()
+    assert "resumed from" in run(command(digits, out))
+    assert result(out) == result(finished[0])
+
+
+def test_another_configuration_is_refused(finished: tuple[Path, str], digits: Path) -> None:
+    output = run(command(digits, finished[0], "train.lr=0.5"), expected=2)
+    assert "train.lr: 0.01 there, 0.5 here" in output
+    assert "Traceback" not in output
+
+
+def test_a_damaged_newest_checkpoint_is_reported(finished: tuple[Path, str], digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    run(command(digits, out))
+    (out / "summary.json").unlink()
+    file = out / "checkpoints" / "000000002000" / "tensors-0000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    output = run(command(digits, out))
+    assert "000000002000 is damaged" in output
+    assert "resumed from" in output
+    assert result(out) == result(finished[0])
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+def test_a_named_checkpoint_that_is_missing_is_an_error(digits: Path, tmp_path: Path, key: str) -> None:
+    output = run(command(digits, tmp_path / "run", f"{key}={tmp_path}/nothing"), expected=2)
+    assert f"{tmp_path}/nothing is no complete checkpoint" in output
+
+
+@pytest.fixture(scope="module")
+def finished_on_two_ranks(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "two"
+    run(deepspeed_command(digits, out))
+    return out
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_rank_gives(finished: tuple[Path, str], finished_on_two_ranks: Path) -> None:
+    (one, _), (two, _) = result(finished[0]), result(finished_on_two_ranks)
+    assert two["test"]["nelbo_nats"] == pytest.approx(one["test"]["nelbo_nats"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["deepspeed", "everything", "rank"])
+@pytest.mark.parametrize("moment", ["start", "first figures", "first checkpoint", "evaluation"])
+def test_whatever_is_killed(
+    finished_on_two_ranks: Path, digits: Path, tmp_path: Path, victim: str, moment: str
+) -> None:
+    """SIGKILL, then the same command: the undisturbed run's result, and no process left behind."""
+    out = tmp_path / "killed"
+    process = start(deepspeed_command(digits, out))
+    reached = {
+        "start": lambda: len(processes_of(out)) == 4,  # runner, launcher, two ranks
+        "first figures": lambda: (out / "metrics.jsonl").exists() and read(out / "metrics.jsonl"),
+        "first checkpoint": (out / "checkpoints" / "000000001000").exists,
+        "evaluation": (out / "checkpoints" / "000000002000").exists,
+    }[moment]
+    assert wait_for(reached, 120)
+    match victim:
+        case "deepspeed":
+            process.kill()
+        case "everything":
+            for each in processes_of(out):
+                each.kill()
+        case "rank":
+            rank = next(p for p in processes_of(out) if p.environ().get("RANK") == "1")
+            rank.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = start(deepspeed_command(digits, out))  # at once: it must not meet an orphan
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert result(out) == result(finished_on_two_ranks)
+    assert wait_for(lambda: not processes_of(out), 10), "no process is left behind"
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused_on_every_rank(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "busy"
+    first = start(command(digits, out, "train.samples=1000000"))
+    try:
+        assert wait_for(lambda: "pid" in ((out / "lock").read_text() if (out / "lock").exists() else ""), 120)
+        output = run(deepspeed_command(digits, out, "train.samples=1000000"), expected=2)
+        assert f"in use by another run (pid {first.pid}" in output
+        assert output.count("in use by") == 1, "one clear message"
+    finally:
+        first.kill()
+        first.communicate()
+
+
+@pytest.mark.slow
+def test_bad_input_ends_every_rank(digits: Path, tmp_path: Path) -> None:
+    output = run(deepspeed_command(digits, tmp_path / "odd", "train.global_batch=101"), expected=2)
+    assert output.count("train.global_batch=101 is not divisible by 2 ranks") == 1
+    assert not (tmp_path / "odd").exists()
