@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check setup
+.PHONY: demo test test-slow check setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -14,6 +14,10 @@ $(READY): pyproject.toml constraints.txt
 
 test: $(READY)
 	$(BIN)/pytest
+
+# What the quick suite leaves out and needs no special hardware.
+test-slow: $(READY)
+	$(BIN)/pytest -m slow --timeout 600
 
 check: $(READY)
 	$(BIN)/ruff check .
