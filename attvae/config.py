@@ -89,7 +89,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ValueError: names the key, what was found, and what to do; for an unknown key its nearest neighbour.
     """
-    tree = _read_composed(path, ())
+    tree = _read_composed(_located(path), ())
     for override in overrides:
         _apply(tree, override)
     try:
@@ -118,6 +118,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _located(path: Path) -> Path:
+    """The file itself; where there is none, the shipped one of that name: `configs/` comes with the package."""
+    shipped = Path(__file__).parent.parent / path
+    return shipped if not path.exists() and path.parts[:1] == ("configs",) and shipped.is_file() else path
 
 
 def _read_composed(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

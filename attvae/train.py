@@ -226,6 +226,7 @@ def _where_to_start(cfg: RunConfig, folder: RunFolder) -> Path | None:
                 f"{folder.path} holds a run of another configuration ({'; '.join(changed)}): "
                 "go back to that configuration, or choose another folder with --out"
             )
+    checkpoint.remove_partial(folder.checkpoints)
     for newest in reversed(checkpoint.complete(folder.checkpoints)):
         try:
             Checkpoint(newest)

@@ -174,8 +174,11 @@ class DeepVAE(nn.Module):
         """Runs the latent layers; `contexts` receives their contexts."""
         outputs: list[Layer] = []
         for layer, source in zip(self.layers, sources, strict=True):
-            outputs.append(layer(contexts, outputs[-1].z if outputs else None, source))
-            contexts.append(outputs[-1].top_down.context)
+            output: Layer = layer(contexts, outputs[-1].z if outputs else None, source)
+            if output.top_down.normalised is not None:
+                contexts[-2] = output.top_down.normalised
+            contexts.append(output.top_down.context)
+            outputs.append(output)
         return outputs
 
     def _log_weights(self, x: Tensor, features: list[Tensor], noise: list[Tensor]) -> Float[Tensor, "b"]:

@@ -50,7 +50,8 @@ class TopDown(NamedTuple):
     key: Tensor | None
     encoder_query: Tensor
     prior_condition: Tensor
-    prior_raw: RawGaussian | None
+    prior_raw: RawGaussian | None = None
+    normalised: Tensor | None = None  # takes the place of the context before the last, for all layers to come
 
 
 class BottomUp(NamedTuple):
@@ -102,7 +103,7 @@ class FirstGenerative(nn.Module):
 
     def forward(self, batch: int) -> TopDown:
         c_BCHW = self.constant.expand(batch, -1, -1, -1)
-        return TopDown(c_BCHW, c_BCHW, None, c_BCHW[:, : self.query_dim], c_BCHW, None)
+        return TopDown(c_BCHW, c_BCHW, None, c_BCHW[:, : self.query_dim], c_BCHW)
 
 
 class Generative(nn.Module):
@@ -110,24 +111,25 @@ class Generative(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        channels, self.key_dim = config.context_width, config.decoder_key_dim
+        channels, key_dim = config.context_width, config.decoder_key_dim
         self.query_dim = config.encoder_key_dim
         is_last = index == config.num_layers - 1
-        self.widths = (channels, 0 if is_last else self.key_dim, self.key_dim)
+        self.widths = (channels, 0 if is_last else key_dim, key_dim)
         self.merge_decoder = ConcatMerge(channels, config.latent_channels, sum(self.widths), config.decoder_merge)
         self.decoder_cell = ResidualStack(sum(self.widths), config.decoder, config.norm)
         self.decoder_attention, self.ctx_layer_norm = None, None
         if config.decoder_attention:
             self.decoder_attention = DecoderAttention(channels, config.decoder_attention.layer_norm)
             if index >= 2:
-                self.ctx_layer_norm = ChannelLayerNorm(channels + self.key_dim)
+                self.ctx_layer_norm = ChannelLayerNorm(channels + key_dim)
         self.prior_head = prior_head(channels, config.latent_channels)
         self.noise_stddev = config.prior.noise_stddev
 
-    def forward(self, contexts: list[Tensor], z_BZHW: Float[Tensor, "b z h w"]) -> TopDown:
-        """Replaces the context before the last one in `contexts` by its normalised form, for all layers to come."""
+    def forward(self, contexts: Sequence[Tensor], z_BZHW: Float[Tensor, "b z h w"]) -> TopDown:
+        normalised: Tensor | None = None
         if self.ctx_layer_norm is not None:
-            contexts[-2] = self.ctx_layer_norm(contexts[-2])
+            normalised = self.ctx_layer_norm(contexts[-2])
+            contexts = [*contexts[:-2], normalised, contexts[-1]]
         channels = self.widths[0]
         merged_BWHW = self.merge_decoder(contexts[-1][:, :channels], z_BZHW)
         context_BCHW, key_BKHW, query_BKHW = self.decoder_cell(merged_BWHW).split(self.widths, dim=1)
@@ -148,6 +150,7 @@ class Generative(nn.Module):
             encoder_query=encoder_query_BQHW,
             prior_condition=prior_condition_BCHW,
             prior_raw=prior_raw,
+            normalised=normalised,
         )
 
 
@@ -197,10 +200,10 @@ class VariationalLayer(nn.Module):
         self.generative = Generative(config, index) if index > 0 else FirstGenerative(config, height, width)
         self.inference = Inference(config, index)
 
-    def forward(self, contexts: list[Tensor], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
+    def forward(self, contexts: Sequence[Tensor], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
         """
         Args:
-            contexts: those of the layers above, the first layer's first.
+            contexts: those of the layers above, the first layer's first; all but the last two are normalised.
             z_previous: latent of the layer just above; None in the top layer.
             source: where this layer's latent comes from.
         """

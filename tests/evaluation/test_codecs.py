@@ -17,11 +17,11 @@ def spec_of(images: np.ndarray, num_bits: int = 8) -> DataSpec:
 
 
 def smooth_images(channels: int) -> np.ndarray:
-    """Ramps with a little noise, as compressible as photographs are."""
+    """Ramps with a little noise, as compressible as photographs are, and repeated, so that the settings matter."""
     rng = np.random.default_rng(0)
-    ramp = np.arange(12)[:, None] * 3 + np.arange(20)[None] * 5
-    images = ramp + rng.integers(0, 8, (9, channels, 12, 20)) + rng.integers(0, 100, (9, channels, 1, 1))
-    return images.astype(np.uint8)
+    ramp = np.arange(6)[:, None] * 3 + np.arange(10)[None] * 5
+    images = ramp + rng.integers(0, 8, (9, channels, 6, 10)) + rng.integers(0, 100, (9, channels, 1, 1))
+    return np.tile(images.astype(np.uint8), (2, 2))
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -69,11 +69,12 @@ def test_batch_size_does_not_matter() -> None:
 
 
 def test_the_sums_are_double_whatever_the_model_gives() -> None:
-    """A million nats and a hundred thousand small ones: in float32 the small ones would be lost."""
+    """A thousand million nats and many small ones, which float32 would lose within a batch and over batches."""
     sums = ElboSums(1, SPEC)
-    for nll in (torch.tensor([1e9]), *torch.full((1000, 100), 0.25)):
-        sums.add(Parts(nll, torch.zeros(1, len(nll)), nll))
-    assert sums.figures(alone).nll_nats == pytest.approx((1e9 + 25_000) / 100_001, rel=1e-13)
+    for first in (1e9, *[0.25] * 1000):
+        nll = torch.tensor([first] + [0.25] * 99)
+        sums.add(Parts(nll, torch.zeros(1, 100), nll))
+    assert sums.figures(alone).nll_nats == pytest.approx((1e9 + 0.25 * 100_099) / 100_100, rel=1e-13)
 
 
 @pytest.mark.parametrize("share", [31, 0, 100])
