@@ -21,6 +21,15 @@ from attvae.spec import Config
 from attvae.tracking.config import TrackingConfig
 
 
+class PublishedSchedule(Config):
+    """Learning rate and KL weight as in the authors' code: in epochs, piecewise constant."""
+
+    epochs: int = Field(gt=0)
+    warmup_epochs: int = Field(5, ge=0)
+    restart_epochs: int | None = Field(None, gt=0, description="first period of cosine restarts; null: one cosine")
+    kl_warmup_epochs: int = Field(16, ge=0)
+
+
 class TrainConfig(Config):
     """Lengths and intervals are counted in samples seen."""
 
@@ -31,8 +40,17 @@ class TrainConfig(Config):
     lr_warmup: int = Field(0, ge=0)
     kl_warmup: int = Field(0, ge=0)
     kl_start: float = Field(0.1, ge=0, le=1, description="weight of the KL at the start of its warm-up")
-    clip_norm: float = Field(gt=0, description="the gradient's 2-norm is scaled down to this")
+    published_schedule: PublishedSchedule | None = Field(None, description="instead of lr_warmup and kl_warmup")
+    clip_norm: float | None = Field(None, gt=0, description="the gradient's 2-norm is scaled down to this; null: as is")
     log_every: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Self:
+        if self.published_schedule and (self.lr_warmup or self.kl_warmup):
+            raise ValueError(
+                f"published_schedule excludes lr_warmup={self.lr_warmup} and kl_warmup={self.kl_warmup}: set them to 0"
+            )
+        return self
 
 
 class EvalConfig(Config):
@@ -75,6 +93,16 @@ class RunConfig(Config):
             raise ValueError("resume and init_from exclude each other: set one of them")
         return self
 
+    @model_validator(mode="after")
+    def _intervals_meet(self) -> Self:
+        """A checkpoint lies between two log lines, so that a resumed run repeats the lines of an undisturbed one."""
+        if self.checkpoint.every % self.train.log_every:
+            raise ValueError(
+                f"checkpoint.every={self.checkpoint.every} is not a multiple of train.log_every="
+                f"{self.train.log_every}: make it one"
+            )
+        return self
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -95,7 +123,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem, tree)}" for problem in error.errors())
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
         raise ValueError(f"{path}: the configuration is not valid\n{problems}") from None
 
 
@@ -139,8 +167,12 @@ def _read_composed(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise ValueError(f"{path}: a configuration is a mapping of keys to values, found {type(own).__name__}")
     bases = own.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: base={bases!r}: name one file or a list of files")
     tree: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         _merge(tree, _read_composed(path.parent / base, (*seen, path.resolve())))
     _merge(tree, own)
     return tree
@@ -173,19 +205,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"{override!r}: the value is not valid YAML: {error}") from error
 
 
-def _explain(problem: Any, tree: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+def _explain(problem: Any) -> str:
+    location = _without_tags([str(part) for part in problem["loc"]])
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         message = f"unknown key {key}"
+        elsewhere = [k for k in _all_keys(RunConfig) if k.split(".")[-1] == location[-1]]
+        if elsewhere:
+            return f"{message}: did you mean {elsewhere[0]}?"
         siblings = _keys_at(RunConfig, location[:-1])
         near = difflib.get_close_matches(location[-1], siblings, n=1, cutoff=0.4)
-        everywhere = _all_keys(RunConfig)
-        same_leaf = [k for k in everywhere if k.split(".")[-1] == location[-1]]
         if near:
             return f"{message}: did you mean {'.'.join([*location[:-1], near[0]])}?"
-        if same_leaf:
-            return f"{message}: did you mean {same_leaf[0]}?"
         return f"{message}: known here are {', '.join(siblings)}"
     if problem["type"] == "missing":
         return f"{key} is missing: set it in the file or with {key}=VALUE"
@@ -193,6 +224,15 @@ def _explain(problem: Any, tree: Mapping[str, Any]) -> str:
     if not key or problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}={problem['input']!r}: {message}"
+
+
+def _without_tags(location: list[str]) -> list[str]:
+    """pydantic puts the tag of a union's member between the keys; a user writes none."""
+    keys: list[str] = []
+    for i, part in enumerate(location):
+        if i == len(location) - 1 or part in _keys_at(RunConfig, keys):
+            keys.append(part)
+    return keys
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

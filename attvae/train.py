@@ -163,14 +163,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         logged_at, logged_samples = time.monotonic(), samples_seen
         step = cfg.train.global_batch
         while samples_seen < cfg.train.samples:
-            lr = schedule.warmup_cosine(
-                samples_seen,
-                warmup=cfg.train.lr_warmup,
-                total=cfg.train.samples,
-                peak=cfg.train.lr,
-                floor=cfg.train.lr_floor,
-            )
-            beta = schedule.kl_weight(samples_seen, warmup=cfg.train.kl_warmup, start=cfg.train.kl_start)
+            lr, beta = _rates(cfg, samples_seen, manifest.samples("train"))
             micros = [next(batches) for _ in range(batch.accumulation)]
             grad_norm = engine.train_step([partial(micro_loss, micro, beta) for micro in micros], lr).grad_norm
             samples_seen += step
@@ -260,6 +253,26 @@ def _engine(cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resu
                 restored=restored,
                 updates=updates,
             )
+
+
+def _rates(cfg: RunConfig, samples_seen: int, epoch: int) -> tuple[float, float]:
+    """(learning rate, weight of the KL) of the update after `samples_seen`, for epochs of `epoch` samples."""
+    train = cfg.train
+    if (published := train.published_schedule) is not None:
+        lr = schedule.published_lr(
+            samples_seen // train.global_batch + 1,
+            steps_per_epoch=epoch // train.global_batch,
+            warmup_epochs=published.warmup_epochs,
+            decay_epochs=published.epochs - published.warmup_epochs,
+            restart_epochs=published.restart_epochs,
+            peak=train.lr,
+            floor=train.lr_floor,
+        )
+        return lr, schedule.kl_weight(samples_seen // epoch, warmup=published.kl_warmup_epochs, start=train.kl_start)
+    lr = schedule.warmup_cosine(
+        samples_seen, warmup=train.lr_warmup, total=train.samples, peak=train.lr, floor=train.lr_floor
+    )
+    return lr, schedule.kl_weight(samples_seen, warmup=train.kl_warmup, start=train.kl_start)
 
 
 def _load_average(averaged: DeepVAE, engine: Engine) -> None:

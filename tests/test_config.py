@@ -114,7 +114,6 @@ def test_a_missing_base_is_named(write: Write) -> None:
     assert "gone.yaml: No such file" in message
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="base is not checked")
 @pytest.mark.parametrize("base", [5, None, [1]])
 def test_a_base_that_is_no_file_name_is_refused(write: Write, base: Any) -> None:
     assert "base" in refusal(write("top.yaml", {"base": base}))
@@ -188,12 +187,7 @@ def test_an_override_that_cannot_be_applied(complete: Path, override: str, found
         ("lr=3e-4", "lr", "train.lr"),
         ("decoder_attention.key_dim=4", "decoder_attention", "model.decoder_attention"),
         ("train.binarisations=4", "train.binarisations", "evaluate.binarisations"),
-        pytest.param(
-            "model.likelihood.kinds=bernoulli",
-            "model.likelihood.kinds",
-            "model.likelihood.kind",
-            marks=pytest.mark.xfail(strict=True, reason="the union's tag is taken for a key"),
-        ),
+        ("model.likelihood.kinds=bernoulli", "model.likelihood.kinds", "model.likelihood.kind"),
     ],
 )
 def test_an_unknown_key_names_its_nearest_neighbour(
@@ -202,7 +196,6 @@ def test_an_unknown_key_names_its_nearest_neighbour(
     assert f"unknown key {unknown}: did you mean {suggestion}?" in refusal(complete, override)
 
 
-@pytest.mark.xfail(strict=True, reason="a similar key beside it hides the same key elsewhere")
 def test_a_misplaced_key_is_sent_to_its_place_even_with_a_similar_one_beside_it(complete: Path) -> None:
     assert "train.lr" in refusal(complete, "optim.lr=1")
 
@@ -302,7 +295,7 @@ def test_no_part_of_the_tree_can_be_changed(complete: Path) -> None:
         "engine.micro_batch=10",
         "engine.precision=fp32",
         "tracking.run_name=other",
-        "checkpoint.every=7",
+        "checkpoint.every=1500",
         "data.path=elsewhere",
         "data.workers=2",
         "eval.batch=3",

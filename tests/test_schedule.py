@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from attvae.schedule import due, kl_weight, warmup_cosine
+from attvae.schedule import due, kl_weight, published_lr, warmup_cosine
 
 UNITS = np.load(Path(__file__).parent / "golden" / "units.npz", allow_pickle=False)
 EPOCH = 312
@@ -42,6 +42,23 @@ def test_learning_rate_against_the_authors() -> None:
     assert meet.sum() > 20
     ours = [warmup_cosine(int(s), warmup=5 * EPOCH, total=400 * EPOCH, peak=0.01, floor=1e-4) for s in step[meet]]
     np.testing.assert_allclose(ours, lr[meet], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "restart_epochs"), [("cosine_warmup", None), ("cosine_restart_warmup", 300)])
+def test_the_published_learning_rate(name: str, restart_epochs: int | None) -> None:
+    ours = [
+        published_lr(
+            int(step),
+            steps_per_epoch=EPOCH,
+            warmup_epochs=5,
+            decay_epochs=395,
+            restart_epochs=restart_epochs,
+            peak=0.01,
+            floor=1e-4,
+        )
+        for step in UNITS[f"lr.{name}.step"]
+    ]
+    np.testing.assert_allclose(ours, UNITS[f"lr.{name}.lr"], rtol=1e-5)
 
 
 def test_learning_rate_without_warmup_and_after_the_end() -> None:

@@ -1,5 +1,6 @@
 """The plain engine: torch alone, one process. The numerical reference for the others."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,7 +20,7 @@ class PlainEngine:
         world: World,
         config: EngineConfig,
         *,
-        clip_norm: float,
+        clip_norm: float | None,
         restored: RestoredState | None = None,
         updates: int = 0,
     ) -> None:
@@ -46,7 +47,7 @@ class PlainEngine:
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
                 loss = micro_loss(self._module)
             (loss / len(micro_losses)).backward()
-        grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm)
+        grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
         self._optimizer.set_lr(lr)
         self._optimizer.step()
         return StepResult(float(grad_norm))

@@ -20,13 +20,13 @@ from attvae.engine.rendezvous import World
 from attvae.optim.adamax import Adamax
 
 
-def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int, *, clip_norm: float) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int, *, clip_norm: float | None) -> dict[str, Any]:
     """The DeepSpeed configuration of a run, all of it."""
     return {
         "train_batch_size": batch.micro_batch * batch.accumulation * ranks,
         "train_micro_batch_size_per_gpu": batch.micro_batch,
         "gradient_accumulation_steps": batch.accumulation,
-        "gradient_clipping": clip_norm,
+        "gradient_clipping": clip_norm or 0.0,
         "zero_optimization": {
             "stage": config.stage,
             "overlap_comm": False,
@@ -54,7 +54,7 @@ class ZeroEngine:
         config: EngineConfig,
         *,
         batch: BatchPlan,
-        clip_norm: float,
+        clip_norm: float | None,
         restored: RestoredState | None = None,
         updates: int = 0,
     ) -> None:
