@@ -100,20 +100,25 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+    trained: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder, or an exported model.")],
+    data: Annotated[Path | None, typer.Option(help="Prepared data set for an exported model.")] = None,
 ) -> None:
-    """Figures of a run's newest checkpoint on its test split, with EMA weights."""
+    """Figures on the test split: of a run's newest checkpoint with its EMA weights, or of an exported model."""
     from attvae.engine.rendezvous import join, leave
-    from attvae.evaluate import evaluate_run
+    from attvae.evaluate import evaluate_export, evaluate_run
+    from attvae.export import is_export
     from attvae.show import show_figures
 
-    with _bad_input(found_by_all=False):
+    with _bad_input(found_by_all=True):
+        if is_export(trained) == (data is None):
+            raise ValueError(f"{trained}: --data goes with an exported model, which needs it; a run knows its data")
         try:
-            figures = evaluate_run(run, join())
+            world = join()
+            figures = evaluate_export(trained, data, world) if data else evaluate_run(trained, world)
         finally:
             leave()
     if RANK == 0:
-        show_figures(str(run), figures)
+        show_figures(str(trained), figures)
 
 
 if __name__ == "__main__":

@@ -210,13 +210,13 @@ def _explain(problem: Any) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         message = f"unknown key {key}"
-        elsewhere = [k for k in _all_keys(RunConfig) if k.split(".")[-1] == location[-1]]
-        if elsewhere:
-            return f"{message}: did you mean {elsewhere[0]}?"
         siblings = _keys_at(RunConfig, location[:-1])
-        near = difflib.get_close_matches(location[-1], siblings, n=1, cutoff=0.4)
-        if near:
-            return f"{message}: did you mean {'.'.join([*location[:-1], near[0]])}?"
+        near = [".".join([*location[:-1], name]) for name in difflib.get_close_matches(location[-1], siblings, 1, 0.4)]
+        elsewhere = [k for k in _all_keys(RunConfig) if k.split(".")[-1] == location[-1]]
+        if key in elsewhere:
+            return f"{message}: it does not go with the kind that {'.'.join(location[:-1])} has"
+        if suggestions := list(dict.fromkeys(elsewhere[:1] + near)):
+            return f"{message}: did you mean {' or '.join(suggestions)}?"
         return f"{message}: known here are {', '.join(siblings)}"
     if problem["type"] == "missing":
         return f"{key} is missing: set it in the file or with {key}=VALUE"

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attvae import checkpoint, config, seeding
+from attvae import checkpoint, config, export, seeding
 from attvae.checkpoint import Checkpoint
-from attvae.config import RunConfig
+from attvae.config import EvaluateConfig, RunConfig
+from attvae.data.config import DataConfig
 from attvae.data.loader import eval_batches
 from attvae.data.manifest import Manifest, Split
 from attvae.engine.rendezvous import World
@@ -22,22 +23,36 @@ from attvae.seeding import Purpose
 EVALUATION_SEED = 0
 """Binarisations and latent noise of evaluations are the same for all runs, whatever seed they train with."""
 
+EXPORT_BATCH = 100
+"""Images per forward pass where no run's configuration says."""
 
-def evaluate_split(
-    model: DeepVAE, cfg: RunConfig, manifest: Manifest, split: Split, world: World, draws: int
-) -> ElboFigures:
-    """The ELBO over all images of a split, `draws` times with new noise (and binarisations). Collective."""
 
-    def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        for draw in range(draws):
+class Evaluation(NamedTuple):
+    """What is evaluated on which data; `draws` and `batch` change precision and memory, not the meaning."""
+
+    model: DeepVAE
+    manifest: Manifest
+    data: DataConfig
+    world: World
+    draws: int
+    batch: int
+
+    def of(self, split: Split) -> ElboFigures:
+        """The ELBO over all images of a split, each `draws` times with new noise (and binarisation). Collective."""
+        return evaluate_elbo(
+            self.model,
+            self._batches(split),
+            layers=len(self.model.latent_shapes),
+            spec=self.manifest.spec,
+            sum_over_ranks=self.world.sum,
+        )
+
+    def _batches(self, split: Split) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        for draw in range(self.draws):
             for batch in eval_batches(
-                manifest, cfg.data, split, EVALUATION_SEED, draw, cfg.eval.batch, world.rank, world.size
+                self.manifest, self.data, split, EVALUATION_SEED, draw, self.batch, self.world.rank, self.world.size
             ):
-                yield with_evaluation_noise(model, batch.x, batch.ids, draw, world.device)
-
-    return evaluate_elbo(
-        model, batches(), layers=len(model.latent_shapes), spec=manifest.spec, sum_over_ranks=world.sum
-    )
+                yield with_evaluation_noise(self.model, batch.x, batch.ids, draw, self.world.device)
 
 
 def with_evaluation_noise(
@@ -49,32 +64,34 @@ def with_evaluation_noise(
     return x.to(device), [eps.to(device) for eps in noise]
 
 
-def evaluate_model(model: DeepVAE, cfg: RunConfig, manifest: Manifest, world: World) -> dict[str, Any]:
+def final_figures(evaluation: Evaluation) -> dict[str, Any]:
     """The figures of `summary.json` that depend on the weights alone. Collective.
 
     `test_without_depth_attention` has the attention's contribution set to zero: equal figures mean dead attention.
     """
-    draws = cfg.evaluate.binarisations if manifest.spec.binary else 1
-    figures: dict[str, Any] = {
-        "test": _as_json(evaluate_split(model, cfg, manifest, "test", world, draws)),
-        "val": _as_json(evaluate_split(model, cfg, manifest, "val", world, draws)),
-    }
+    model, manifest = evaluation.model, evaluation.manifest
+    figures: dict[str, Any] = {"test": _as_json(evaluation.of("test")), "val": _as_json(evaluation.of("val"))}
     gates = model.attention_gates()
     if gates:
         with model.without_depth_attention():
-            without = evaluate_split(model, cfg, manifest, "test", world, draws)
-        figures["test_without_depth_attention"] = _as_json(without)
+            figures["test_without_depth_attention"] = _as_json(evaluation.of("test"))
     figures["attention_gates"] = {name: float(gate) for name, gate in gates.items()}
-    if manifest.spec.num_bits == 8 and manifest.spec.channels in (1, 3):
+    if manifest.spec.num_bits == 8 and manifest.spec.channels in (1, 3) and not manifest.spec.binary:
         figures["codecs_bits_per_dim"] = {
             codec: codec_bits_per_dim(
-                (batch.x for batch in eval_batches(manifest, cfg.data, "test", EVALUATION_SEED, 0, 100, 0, 1)),
+                (batch.x for batch in eval_batches(manifest, evaluation.data, "test", EVALUATION_SEED, 0, 100, 0, 1)),
                 manifest.spec,
                 codec,
             )
             for codec in CODECS
         }
     return figures
+
+
+def evaluation_of(model: DeepVAE, cfg: RunConfig, manifest: Manifest, world: World) -> Evaluation:
+    """A run's evaluation as its configuration says; images that are not binary are drawn once."""
+    draws = cfg.evaluate.binarisations if manifest.spec.binary else 1
+    return Evaluation(model, manifest, cfg.data, world, draws, cfg.eval.batch)
 
 
 def evaluate_run(path: Path, world: World) -> dict[str, Any]:
@@ -85,7 +102,7 @@ def evaluate_run(path: Path, world: World) -> dict[str, Any]:
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
-        raise ValueError(f"{path} is no run folder: it has no config.yaml; name one that `attvae train` wrote")
+        raise ValueError(f"{path} is neither a run folder (no config.yaml) nor an export (no model.json)")
     cfg = config.load(folder.config)
     checkpoints = checkpoint.complete(folder.checkpoints)
     if not checkpoints:
@@ -94,8 +111,22 @@ def evaluate_run(path: Path, world: World) -> dict[str, Any]:
     manifest = Manifest.read(cfg.data.path)
     model = DeepVAE(cfg.model, manifest.spec)
     trained.load_into(model, weights="ema")
-    figures = evaluate_model(model.to(world.device), cfg, manifest, world)
-    return figures | {"samples_seen": trained.samples_seen}
+    return final_figures(evaluation_of(model.to(world.device), cfg, manifest, world))
+
+
+def evaluate_export(path: Path, data: Path, world: World) -> dict[str, Any]:
+    """Figures of an export folder on a prepared data set.
+
+    Raises:
+        ValueError: the export is damaged, or the data are not of the images that its model takes.
+    """
+    model = export.load(path).to(world.device)
+    manifest = Manifest.read(data)
+    if manifest.spec != model.spec:
+        raise ValueError(f"{path} models {model.spec!r}, but {data} holds {manifest.spec!r}: name the data it is for")
+    defaults = EvaluateConfig()
+    draws = defaults.binarisations if manifest.spec.binary else 1
+    return final_figures(Evaluation(model, manifest, DataConfig(path=data), world, draws, EXPORT_BATCH))
 
 
 def _as_json(figures: ElboFigures) -> dict[str, Any]:

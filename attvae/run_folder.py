@@ -53,9 +53,9 @@ class RunFolder:
         Raises:
             ValueError: the folder cannot be written, or another run owns it.
         """
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
-            raise ValueError(f"{self.path} is not empty and no run folder: choose another folder with --out")
         try:
+            if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
+                raise ValueError(f"{self.path} is not empty and no run folder: choose another folder with --out")
             self.images.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             self._lock = (self.path / "lock").open("a+")

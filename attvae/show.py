@@ -1,7 +1,5 @@
 """What a run looks like on a terminal: its plan beforehand, its figures afterwards."""
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attvae.config import load
@@ -42,14 +40,10 @@ def show_run(folder: RunFolder) -> None:
     show_figures(str(folder.path), summary)
     print(f"finished: {summary['samples_seen']:,} samples in {summary['wall_s']:,.0f} s, {folder.summary}")
     for name in ("samples", "reconstructions"):
-        print(f"{name}: {newest(folder.images.glob(f'{name}-*.png'))}")
+        for newest in sorted(folder.images.glob(f"{name}-*.png"))[-1:]:
+            print(f"{name}: {newest}")
     if cfg.tracking.mlflow:
         print(f"compare runs: {cfg.tracking.ui_command()}")
-
-
-def newest(pictures: Iterable[Path]) -> Path:
-    """The picture of the most samples seen."""
-    return max(pictures)
 
 
 def show_figures(name: str, figures: dict[str, Any]) -> None:

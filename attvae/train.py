@@ -5,7 +5,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,15 @@ from attvae.engine.plain import PlainEngine
 from attvae.engine.protocol import Engine
 from attvae.engine.rendezvous import World, end_with_launcher, join, leave
 from attvae.engine.zero import ZeroEngine
-from attvae.evaluate import EVALUATION_SEED, evaluate_model, evaluate_split, with_evaluation_noise
+from attvae.evaluate import EVALUATION_SEED, evaluation_of, final_figures, with_evaluation_noise
 from attvae.evaluation.elbo import ElboSums
 from attvae.evaluation.reconstructions import reconstruction_grid
 from attvae.evaluation.samples import sample_grid
+from attvae.model.official import l2_coefficients
 from attvae.model.vae import DeepVAE
 from attvae.objective import training_loss
 from attvae.optim.adamax import Adamax
+from attvae.optim.config import OptimConfig
 from attvae.run_folder import RunFolder, environment, write_json
 from attvae.seeding import Purpose
 from attvae.tracking.console import Console
@@ -110,6 +112,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     # ------------------------------------------------------------------------------------------------------ 3. data
     batches = train_batches(manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size)
     sums = ElboSums(cfg.model.num_layers, manifest.spec)
+    evaluation = evaluation_of(averaged, cfg, manifest, world)
     pictured = next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
 
     def micro_loss(micro: Batch, beta: float, forward: nn.Module) -> Tensor:
@@ -130,7 +133,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     def look() -> None:
         """Figures and pictures of the EMA weights on the validation split."""
         _load_average(averaged, engine)
-        figures = evaluate_split(averaged, cfg, manifest, "val", world, draws=1)
+        figures = evaluation._replace(draws=1).of("val")
         gates = {f"attention/gate_{name.replace('/', '_')}": float(g) for name, g in averaged.attention_gates().items()}
         trackers.metrics(samples_seen, figures.metrics("val") | gates)
         if world.rank == 0:
@@ -192,7 +195,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
 
         # ----------------------------------------------------------------------------------------- 6. final figures
         _load_average(averaged, engine)
-        summary = evaluate_model(averaged, cfg, manifest, world)
+        summary = final_figures(evaluation)
         summary |= {"samples_seen": samples_seen, "parameters": parameters, "wall_s": wall_s()}
         if world.rank == 0:
             trackers.metrics(
@@ -234,7 +237,7 @@ def _where_to_start(cfg: RunConfig, folder: RunFolder) -> Path | None:
 
 
 def _engine(cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resumed: Checkpoint | None) -> Engine:
-    optimizer = Adamax(model.parameters(), cfg.optim)
+    optimizer = Adamax(parameter_groups(model, cfg.optim), cfg.optim)
     restored = resumed.tensor if resumed else None
     updates = int(resumed.state["updates"]) if resumed else 0
     match cfg.engine.name:
@@ -273,6 +276,17 @@ def _rates(cfg: RunConfig, samples_seen: int, epoch: int) -> tuple[float, float]
         samples_seen, warmup=train.lr_warmup, total=train.samples, peak=train.lr, floor=train.lr_floor
     )
     return lr, schedule.kl_weight(samples_seen, warmup=train.kl_warmup, start=train.kl_start)
+
+
+def parameter_groups(model: DeepVAE, optim: OptimConfig) -> list[dict[str, Any]]:
+    """The parameters, by the coefficient of their L2 penalty."""
+    if optim.l2 != "published":
+        return [{"params": list(model.parameters())}]
+    coefficients = l2_coefficients(model)
+    return [
+        {"params": [p for name, p in model.named_parameters() if coefficients[name] == l2], "l2": l2}
+        for l2 in sorted(set(coefficients.values()))
+    ]
 
 
 def _load_average(averaged: DeepVAE, engine: Engine) -> None:

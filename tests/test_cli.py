@@ -159,5 +159,5 @@ def test_the_run_folder_of_another_configuration(tmp_path: Path, digits: Path) -
 
 def test_evaluating_what_is_no_run(tmp_path: Path) -> None:
     result = run([*COMMAND, "evaluate", "nowhere"], tmp_path)
-    assert_bad_input(result, "nowhere is no run folder")
+    assert_bad_input(result, "nowhere is ", " run folder")
     assert contents(tmp_path) == {}

@@ -119,6 +119,16 @@ def test_a_base_that_is_no_file_name_is_refused(write: Write, base: Any) -> None
     assert "base" in refusal(write("top.yaml", {"base": base}))
 
 
+def test_a_shipped_configuration_is_found_from_anywhere_but_an_own_one_comes_first(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = Path("configs/test/tiny.yaml")
+    assert load(shipped) == load(CONFIGS / "test" / "tiny.yaml")
+    write("configs/test/tiny.yaml", COMPLETE | {"seed": 77})
+    assert load(shipped).seed == 77
+
+
 # ------------------------------------------------------------------------------------------------------------ overrides
 
 
@@ -187,17 +197,29 @@ def test_an_override_that_cannot_be_applied(complete: Path, override: str, found
         ("lr=3e-4", "lr", "train.lr"),
         ("decoder_attention.key_dim=4", "decoder_attention", "model.decoder_attention"),
         ("train.binarisations=4", "train.binarisations", "evaluate.binarisations"),
+        ("train.batch=4", "train.batch", "train.global_batch"),
+        ("train.batch=4", "train.batch", "eval.batch"),
         ("model.likelihood.kinds=bernoulli", "model.likelihood.kinds", "model.likelihood.kind"),
     ],
 )
 def test_an_unknown_key_names_its_nearest_neighbour(
     complete: Path, override: str, unknown: str, suggestion: str
 ) -> None:
-    assert f"unknown key {unknown}: did you mean {suggestion}?" in refusal(complete, override)
+    _, _, suggestions = refusal(complete, override).partition(f"unknown key {unknown}: did you mean ")
+    assert suggestion in suggestions.rstrip("?\n").split(" or ")
 
 
 def test_a_misplaced_key_is_sent_to_its_place_even_with_a_similar_one_beside_it(complete: Path) -> None:
     assert "train.lr" in refusal(complete, "optim.lr=1")
+
+
+def test_a_key_of_another_kind_is_named(complete: Path) -> None:
+    message = refusal(complete, "model.likelihood.num_mixtures=3")
+    assert "model.likelihood.num_mixtures: it does not go with the kind that model.likelihood has" in message
+
+
+def test_numbers_are_finite(complete: Path) -> None:
+    assert "train.lr=inf" in refusal(complete, "train.lr=.inf")
 
 
 def test_an_unknown_key_in_a_file_is_named_with_the_file(write: Write) -> None:
@@ -239,6 +261,20 @@ def test_a_wrong_value_is_named_with_its_key(complete: Path, override: str, foun
 def test_a_missing_key_is_named_with_the_way_to_set_it(write: Write) -> None:
     content = COMPLETE | {"eval": {}}
     assert "eval.every is missing: set it in the file or with eval.every=VALUE" in refusal(write("a.yaml", content))
+
+
+def test_checkpoints_lie_between_log_lines(complete: Path) -> None:
+    message = refusal(complete, "checkpoint.every=1200")
+    assert "checkpoint.every=1200 is not a multiple of train.log_every=500" in message
+
+
+@pytest.mark.parametrize("own", ["train.lr_warmup=100", "train.kl_warmup=100"])
+def test_the_published_schedule_excludes_a_warmup_of_ones_own(complete: Path, own: str) -> None:
+    published = "train.published_schedule.epochs=400"
+    assert load(complete, [published]).train.published_schedule is not None
+    message = refusal(complete, published, own)
+    assert "published_schedule excludes" in message
+    assert own.removeprefix("train.") in message
 
 
 def test_two_starts_exclude_each_other(complete: Path) -> None:
@@ -334,7 +370,7 @@ def test_a_part_that_is_switched_off_is_a_difference(complete: Path) -> None:
     "overrides",
     [
         [],
-        ["train.lr=1e-5", "optim.eps=1e-30", "train.clip_norm=.inf"],
+        ["train.lr=1e-5", "optim.eps=1e-30", "train.clip_norm=null"],
         ["resume=runs/a/checkpoints/000000001000", "data.path=/elsewhere"],
         ["seed=9223372036854775807"],
         ["model.likelihood={kind: logistic_mixture, num_mixtures: 10}", "model.encoder_attention.key_dim=8"],

@@ -197,8 +197,16 @@ def test_two_ranks_give_what_one_rank_gives(finished: tuple[Path, str], finished
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["deepspeed", "everything", "rank"])
-@pytest.mark.parametrize("moment", ["start", "first figures", "first checkpoint", "evaluation"])
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        ("deepspeed", "start"),
+        ("everything", "first figures"),
+        ("rank", "first figures"),
+        ("deepspeed", "first checkpoint"),
+        ("everything", "evaluation"),
+    ],
+)
 def test_whatever_is_killed(
     finished_on_two_ranks: Path, digits: Path, tmp_path: Path, victim: str, moment: str
 ) -> None:

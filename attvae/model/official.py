@@ -1,4 +1,4 @@
-"""The authors' names and layouts of this model's tensors."""
+"""The authors' names, layouts, counting and regularisation of this model's tensors."""
 
 import re
 from collections.abc import Mapping
@@ -26,17 +26,44 @@ _RENAMES = [
     (r"\b(bn|ctx_layer_norm\.\d+|ln_(?!conv)[a-z]+)\.bias$", r"\1.beta"),
 ]
 
+# Coefficients of their penalty λ w²: given as a number, and where the regulariser is the string "l2", by Keras' default.
+L2_GIVEN, L2_DEFAULT = 1.5e-4, 0.01
+_L2_BY_DEFAULT = re.compile(
+    r"\bconstant$|\bctx_layer_norm\.|coder_attention\.(gamma$|ln_)|\bnonlocal\.(gamma$|ln_[ab]\.)"
+)
+
 
 def canonical_names(module: nn.Module) -> dict[str, str]:
     """Name of each parameter and buffer of a DeepVAE, or of one of its parts, -> its canonical name."""
     return {name: _canonical_name(name) for name in module.state_dict()}
 
 
+def count_parameters(model: nn.Module) -> int:
+    """The number of trained values as the authors count them: without the contexts' layer norms (`ctx_layer_norm`)."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not _canonical_name(name).startswith("ctx_layer_norm.")
+    )
+
+
+def l2_coefficients(model: nn.Module) -> dict[str, float]:
+    """Name of each parameter -> λ of the authors' penalty λ w² on its values.
+
+    1.5e-4 for kernels, gains, biases, batch norms and the non-local blocks' scales. 0.01 for the gates of all
+    attentions, all layer norms and the constant context, whose regulariser the authors' code leaves to Keras' default.
+    """
+    return {
+        name: L2_DEFAULT if _L2_BY_DEFAULT.search(_canonical_name(name)) else L2_GIVEN
+        for name, _ in model.named_parameters()
+    }
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
     """Fills all parameters and buffers from arrays under canonical names in the authors' layouts.
 
     Raises:
-        ValueError: an array is missing or has another shape than the tensor it is for.
+        ValueError: an array is missing, has another shape than the tensor it is for, or holds NaN or infinity.
     """
     state = module.state_dict()
     for name, canonical in canonical_names(module).items():
@@ -45,6 +72,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None
         array = _to_torch_layout(canonical, weights[canonical])
         if array.shape != state[name].shape:
             raise ValueError(f"{canonical}: shape {array.shape} does not fit {tuple(state[name].shape)} of {name}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{canonical}: {np.count_nonzero(~np.isfinite(array))} weights are NaN or infinite")
         state[name] = torch.from_numpy(np.ascontiguousarray(array))
     module.load_state_dict(state)
 

@@ -5,6 +5,7 @@ checkpoint gathers it by the parameter's name.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,17 @@ class Adamax(torch.optim.Optimizer):
 
     STATE = ("exp_avg", "exp_inf", "ema")
 
-    def __init__(self, params: Iterable[Tensor], config: OptimConfig) -> None:
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], config: OptimConfig) -> None:
+        """
+        Args:
+            params: parameters, or groups of them, each with its own `l2`.
+        """
         defaults = {
             "lr": 0.0,
             "beta1": config.beta1,
             "beta2": config.beta2,
             "eps": config.eps,
-            "l2": config.l2,
+            "l2": 0.0 if config.l2 == "published" else config.l2,
             "ema_decay": config.ema_decay,
             "updates": 0,
         }

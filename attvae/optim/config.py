@@ -1,5 +1,7 @@
 """The optimizer's settings."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from attvae.spec import Config
@@ -11,5 +13,7 @@ class OptimConfig(Config):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-3, gt=0)
-    l2: float = Field(0.0, ge=0, description="coefficient λ of the penalty λ·w² on every weight")
+    l2: Annotated[float, Field(ge=0)] | Literal["published"] = Field(
+        0.0, description="coefficient λ of the penalty λ·w² on every weight; published: the authors' two coefficients"
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1)
