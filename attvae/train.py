@@ -103,6 +103,11 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)  # takes the EMA weights when they are looked at
     start = Checkpoint(start_folder) if start_folder else None
     resumed = None if start_folder == cfg.init_from else start
+    if resumed and resumed.state["data_fingerprint"] != manifest.fingerprint:
+        raise ValueError(
+            f"{resumed.folder} was trained on data with fingerprint {resumed.state['data_fingerprint']}, but "
+            f"{cfg.data.path} has {manifest.fingerprint}: prepare the same data again, or start anew with init_from"
+        )
     if start is not None:
         start.load_into(model, weights="parameters" if resumed else "ema")
     samples_seen = resumed.samples_seen if resumed else 0
@@ -188,10 +193,14 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
                     figures.metrics("train")
                     | {"train/grad_norm": grad_norm, "train/lr": lr, "train/beta": beta, "perf/images_per_s": rate},
                 )
-            if last or schedule.due(samples_seen, cfg.eval.every, step):
+            looking = last or schedule.due(samples_seen, cfg.eval.every, step)
+            saving = last or schedule.due(samples_seen, cfg.checkpoint.every, step)
+            if looking:
                 look()
-            if last or schedule.due(samples_seen, cfg.checkpoint.every, step):
+            if saving:
                 save()
+            if looking or saving:  # images/s are those of the training alone
+                logged_at, logged_samples = time.monotonic(), samples_seen
 
         # ----------------------------------------------------------------------------------------- 6. final figures
         _load_average(averaged, engine)
