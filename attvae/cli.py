@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ app = typer.Typer(
 
 RANK = int(os.environ.get("RANK", "0"))
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+SILENT_S = 3.0
+"""A rank that leaves a message to another waits before it exits: the first exit makes launchers end all ranks."""
 
 
 def _show_version(asked: bool) -> None:
@@ -45,6 +48,8 @@ def _bad_input(*, found_by_all: bool) -> Iterator[None]:
     except ValueError as error:
         if RANK == 0 or not found_by_all:
             print(f"attvae{f' (rank {RANK})' if RANK else ''}: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(SILENT_S)
         raise typer.Exit(2) from None
 
 
@@ -93,6 +98,7 @@ def train(
             print(f"attvae: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
     except FailedOnFirstRankError:
+        time.sleep(SILENT_S)
         raise typer.Exit(2) from None
     if RANK == 0:
         show_run(folder)
