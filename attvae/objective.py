@@ -15,9 +15,43 @@ def nelbo_nats(nll_nats: Float[Tensor, "b"], kl_nats: Float[Tensor, "l b"]) -> F
     return nll_nats + kl_nats.sum(dim=0)
 
 
-def training_loss(nll_nats: Float[Tensor, "b"], kl_nats: Float[Tensor, "l b"], beta: float) -> Float[Tensor, ""]:
-    """Mean over the batch of nll + beta * KL; beta < 1 warms the KL up (paper, training details)."""
-    return (nll_nats + beta * kl_nats.sum(dim=0)).mean()
+def training_loss(
+    nll_nats: Float[Tensor, "b"],
+    kl_nats: Float[Tensor, "l b"],
+    beta: float,
+    *,
+    free_bits_nats: float = 0.0,
+    balance_kl: bool = False,
+) -> Float[Tensor, ""]:
+    """Mean over the batch of nll + beta * KL; beta < 1 warms the KL up (paper, training details).
+
+    Args:
+        free_bits_nats: KL that each layer has for nothing (`free_bits`), 0 for none.
+        balance_kl: while beta < 1, weigh the layers' KL by `balancing_weights`; the bound itself is never balanced.
+    """
+    penalty_LB = free_bits(kl_nats, free_bits_nats) if free_bits_nats > 0 else kl_nats
+    if balance_kl and beta < 1:
+        penalty_LB = balancing_weights(kl_nats)[:, None] * penalty_LB
+    return (nll_nats + beta * penalty_LB.sum(dim=0)).mean()
+
+
+def free_bits(kl_nats: Float[Tensor, "l b"], nats: float) -> Float[Tensor, "l b"]:
+    """max(nats, mean over the batch of KL_l) for each layer l (Kingma et al. 2016, the objective with free bits).
+
+    Given as one value per image, whose mean over the batch is that maximum. A layer below it has no gradient. The mean
+    is that of the images at hand: it depends on how a batch is cut into micro-batches.
+    """
+    return torch.where(kl_nats.mean(dim=1, keepdim=True) < nats, torch.full_like(kl_nats, nats), kl_nats)
+
+
+def balancing_weights(kl_nats: Float[Tensor, "l b"]) -> Float[Tensor, "l"]:
+    """gamma_l = L E[KL_l] / sum_k E[KL_k], a constant for the gradient (Vahdat & Kautz 2020, KL balancing).
+
+    E is the mean over the batch; the mean weight is 1. A layer that hardly tells anything is hardly held back. They
+    also divide E[KL_l] by the size of layer l, which is the same for all layers here.
+    """
+    mean_L = kl_nats.detach().mean(dim=1)
+    return len(mean_L) * mean_L / mean_L.sum().clamp_min(torch.finfo(mean_L.dtype).tiny)
 
 
 def importance_weighted_nll_nats(log_weights: Float[Tensor, "k b"]) -> Float[Tensor, "b"]:

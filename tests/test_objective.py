@@ -63,3 +63,34 @@ def test_the_exact_posterior_gives_the_likelihood_and_another_a_bound() -> None:
     nll = -norm.logpdf(x, scale=math.sqrt(2))
     np.testing.assert_allclose(bound(x / 2, math.sqrt(0.5)), np.full(30, nll), rtol=1e-12)
     assert bound(0, 0.5).mean() > nll
+
+
+KL = torch.tensor([[0.2, 0.6], [3.0, 5.0], [0.0, 7.6]], dtype=torch.float64)  # means 0.4, 4.0, 3.8
+
+
+def test_free_bits_charge_no_layer_less_than_the_threshold() -> None:
+    nll, kl = torch.tensor([10.0, 30.0], dtype=torch.float64), KL.clone().requires_grad_()
+    loss = training_loss(nll, kl, beta=0.5, free_bits_nats=3.9)
+    assert loss.item() == pytest.approx(20 + 0.5 * (3.9 + 4.0 + 3.9), rel=1e-14)
+    loss.backward()
+    np.testing.assert_allclose(kl.grad, [[0, 0], [0.25, 0.25], [0, 0]], rtol=1e-14)
+    assert training_loss(nll, KL, 1.0, free_bits_nats=1e-9) == training_loss(nll, KL, 1.0)
+
+
+def test_balancing_weighs_layers_by_their_share_of_the_kl() -> None:
+    """sum_l gamma_l E[KL_l] with gamma_l = 3 E[KL_l] / 8.2 has the gradient gamma_l / B: gamma is a constant."""
+    nll, kl = torch.tensor([10.0, 30.0], dtype=torch.float64), KL.clone().requires_grad_()
+    loss = training_loss(nll, kl, beta=0.5, balance_kl=True)
+    assert loss.item() == pytest.approx(20 + 0.5 * 3 * (0.4**2 + 4.0**2 + 3.8**2) / 8.2, rel=1e-14)
+    loss.backward()
+    gamma = 3 * np.array([0.4, 4.0, 3.8]) / 8.2
+    np.testing.assert_allclose(kl.grad, 0.5 * np.outer(gamma, [0.5, 0.5]), rtol=1e-14)
+
+
+def test_the_bound_itself_is_never_balanced() -> None:
+    nll = torch.tensor([10.0, 30.0], dtype=torch.float64)
+    assert training_loss(nll, KL, 1.0, balance_kl=True) == nelbo_nats(nll, KL).mean()
+
+
+def test_balancing_where_no_layer_tells_anything() -> None:
+    assert training_loss(torch.ones(2), torch.zeros(3, 2), 0.5, balance_kl=True) == 1

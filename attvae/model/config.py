@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from attvae.spec import Config, DataSpec
 
-Norm = Literal["batch", "group", "none"]
+Norm = Literal["batch", "sync_batch", "group", "none"]
+"""batch: over the images of a rank, as published; sync_batch: over those of all ranks."""
 
 
 class NonLocalConfig(Config):
@@ -29,13 +30,18 @@ class StackConfig(Config):
     num_nodes: int = Field(default=2, ge=1)
     non_local: NonLocalConfig | None = None
     squeeze_excite: bool = False
+    residual_scale: float = Field(default=0.1, gt=0)  # weight of a cell's convolutions beside its shortcut
 
 
 class DepthAttentionConfig(Config):
-    """Depth-wise attention of one path over the earlier layers of that path."""
+    """Depth-wise attention of one path over the earlier layers of that path.
+
+    The scale of its scores is the constant 1 as `published`; `learned`: a trained factor times 1 / sqrt(key_dim).
+    """
 
     key_dim: int = Field(gt=0)
     layer_norm: bool = True
+    scale: Literal["published", "learned"] = "published"
 
 
 class LogScaleConfig(Config):
@@ -89,6 +95,7 @@ class ModelConfig(Config):
     encoder_attention: DepthAttentionConfig | None = None
     decoder_attention: DepthAttentionConfig | None = None
     norm: Norm = "batch"
+    init_variance: float = Field(default=0.33, gt=0)  # of a kernel's initial values, times its fan-in
     posterior: LogScaleConfig = LogScaleConfig()
     prior: LogScaleConfig = LogScaleConfig()
     soft_clamp: Literal["published", "unit_slope"] = "unit_slope"

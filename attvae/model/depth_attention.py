@@ -4,6 +4,7 @@ Both end in condition + gamma * a with a learned gate gamma that starts at 0.
 Legend: B batch, C value channels, K key channels, H and W the map.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,18 +12,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attvae.kernels.depth_attention.reference import depth_attention
+from attvae.model.config import DepthAttentionConfig
 from attvae.model.layers import ChannelLayerNorm, gelu
 
 
 class DecoderAttention(nn.Module):
     """A layer of the generative path attends to the contexts of the layers above it."""
 
-    def __init__(self, channels: int, layer_norm: bool):
+    def __init__(self, channels: int, config: DepthAttentionConfig):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
+        self.scale = _scale(config)
         self.muted = False
-        self.layer_norm = layer_norm
-        if layer_norm:
+        self.layer_norm = config.layer_norm
+        if config.layer_norm:
             self.ln_value = ChannelLayerNorm(channels)
             self.ln_attn = ChannelLayerNorm(channels)
             self.ln_context = ChannelLayerNorm(channels)
@@ -42,7 +45,7 @@ class DecoderAttention(nn.Module):
         if self.layer_norm:
             # Older slots are normalised already, key and value together.
             values_BCHW = [*values_BCHW[:-1], self.ln_value(values_BCHW[-1])]
-        a_BCHW = depth_attention(query_BKHW, keys_BKHW, values_BCHW)
+        a_BCHW = depth_attention(_scaled(query_BKHW, self.scale), keys_BKHW, values_BCHW)
         if self.layer_norm:
             a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
         return context_BCHW, torch.addcmul(context_BCHW, self.gamma, a_BCHW)
@@ -51,12 +54,13 @@ class DecoderAttention(nn.Module):
 class EncoderAttention(nn.Module):
     """A layer of the inference path attends to its own condition and to the deeper bottom-up features."""
 
-    def __init__(self, channels: int, layer_norm: bool):
+    def __init__(self, channels: int, config: DepthAttentionConfig):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
+        self.scale = _scale(config)
         self.muted = False
-        self.layer_norm = layer_norm
-        if layer_norm:
+        self.layer_norm = config.layer_norm
+        if config.layer_norm:
             self.ln_cond = ChannelLayerNorm(channels)
             self.ln_attn = ChannelLayerNorm(channels)
 
@@ -72,7 +76,19 @@ class EncoderAttention(nn.Module):
             condition_BCHW = condition_BCHW + gelu(self.ln_cond(condition_BCHW))
         if self.muted:
             return condition_BCHW
-        a_BCHW = depth_attention(query_BKHW, keys_BKHW, values_BCHW)
+        a_BCHW = depth_attention(_scaled(query_BKHW, self.scale), keys_BKHW, values_BCHW)
         if self.layer_norm:
             a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
         return torch.addcmul(condition_BCHW, self.gamma, a_BCHW)
+
+
+def _scale(config: DepthAttentionConfig) -> nn.Parameter | None:
+    match config.scale:
+        case "published":
+            return None
+        case "learned":
+            return nn.Parameter(torch.ones(1))
+
+
+def _scaled(query_BKHW: Tensor, scale: nn.Parameter | None) -> Tensor:
+    return query_BKHW if scale is None else query_BKHW * (scale / math.sqrt(query_BKHW.shape[1]))

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attvae.model.batch_norm import BatchNorm, SyncBatchNorm
 from attvae.model.config import Norm
+
+PUBLISHED_VARIANCE = 0.33
 
 
 def scaled_uniform_(parameter: Tensor, fan_in: int) -> None:
-    """Uniform initialisation of variance 0.33 / fan_in, in place."""
-    bound = math.sqrt(0.99 / fan_in)
+    """The published initialisation: uniform of variance 0.33 / fan_in, in place."""
+    bound = math.sqrt(3 * PUBLISHED_VARIANCE / fan_in)
     nn.init.uniform_(parameter, -bound, bound)
 
 
@@ -42,6 +45,12 @@ class WeightNormConv2d(nn.Module):
         if self.bias is not None:
             scaled_uniform_(self.bias, fan_in=len(self.bias))
 
+    @torch.no_grad()
+    def scale_init(self, factor: float) -> None:
+        """Multiplies the initial kernel, direction and gain alike, so that updates stay in proportion to it."""
+        self.v.mul_(factor)
+        self.log_g.add_(math.log(factor))
+
     def kernel(self) -> Float[Tensor, "o c kh kw"]:
         """The effective kernel."""
         norm_O = self.v.flatten(1).norm(dim=1).clamp_min(1e-6)
@@ -51,32 +60,6 @@ class WeightNormConv2d(nn.Module):
         if self.stride == 1 or self.padding == 0:
             return F.conv2d(x_BCHW, self.kernel(), self.bias, self.stride, self.padding)
         return F.conv2d(F.pad(x_BCHW, (0, 1, 0, 1)), self.kernel(), self.bias, self.stride)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation with the authors' effective epsilon. Moving statistics: 0.9 old + 0.1 unbiased batch."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return F.batch_norm(
-            x_BCHW,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=self.training,
-            momentum=0.1,
-            eps=1.001e-5,
-        )
 
 
 class ChannelLayerNorm(nn.Module):
@@ -97,6 +80,8 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     match norm:
         case "batch":
             return BatchNorm(channels)
+        case "sync_batch":
+            return SyncBatchNorm(channels)
         case "group":  # up to 8 groups of equal size
             return nn.GroupNorm(math.gcd(channels, 8), channels)
         case "none":

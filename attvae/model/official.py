@@ -26,7 +26,7 @@ _RENAMES = [
     (r"\b(bn|ctx_layer_norm\.\d+|ln_(?!conv)[a-z]+)\.bias$", r"\1.beta"),
 ]
 
-# Coefficients of their penalty λ w²: given as a number, and where the regulariser is the string "l2", by Keras' default.
+# Coefficients of their penalty λ w²: given as a number; Keras' default where the regulariser is the string "l2".
 L2_GIVEN, L2_DEFAULT = 1.5e-4, 0.01
 _L2_BY_DEFAULT = re.compile(
     r"\bconstant$|\bctx_layer_norm\.|coder_attention\.(gamma$|ln_)|\bnonlocal\.(gamma$|ln_[ab]\.)"

@@ -39,7 +39,7 @@ class Weight(NamedTuple):
 
 
 def layout(model: nn.Module) -> list[list[Weight]]:
-    """The groups of the file of a DeepVAE, each with its weights: trained ones, then the others. Meta tensors will do."""
+    """The groups of a DeepVAE's file, each with its weights: trained ones, then the others. Meta tensors will do."""
     names, state = canonical_names(model), model.state_dict()
     trained = {names[name] for name, _ in model.named_parameters()}
     shapes = {names[name]: _in_authors_layout(names[name], tuple(tensor.shape)) for name, tensor in state.items()}

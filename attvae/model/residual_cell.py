@@ -12,8 +12,6 @@ from attvae.model.config import Norm, StackConfig
 from attvae.model.conv_node import ConvNode
 from attvae.model.layers import WeightNormConv2d
 
-RESIDUAL_SCALE = 0.1
-
 
 def bilinear_double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
     """Twice the size; the corners of both maps lie on each other."""
@@ -60,11 +58,15 @@ class UpShortcut(ConvNode):
 
 
 class ResidualCell(nn.Module):
-    """shortcut(x) + 0.1 * nodes(x). A cell that halves the map doubles the channels, and the other way round."""
+    """shortcut(x) + residual_scale * nodes(x); the published scale is 0.1.
+
+    A cell that halves the map doubles the channels, and the other way round.
+    """
 
     def __init__(self, in_channels: int, scale: int, config: StackConfig, norm: Norm):
         super().__init__()
         self.scale = scale
+        self.residual_scale = config.residual_scale
         match scale:
             case -2:
                 out_channels = 2 * in_channels
@@ -94,7 +96,7 @@ class ResidualCell(nn.Module):
     def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         # The norm of the first node sees the doubled map: its unbiased variance counts the copies, as published.
         source = nearest_double(x_BCHW) if self.scale == 2 else x_BCHW
-        return torch.add(self.shortcut(x_BCHW), self.nodes(source), alpha=RESIDUAL_SCALE)
+        return torch.add(self.shortcut(x_BCHW), self.nodes(source), alpha=self.residual_scale)
 
 
 class ResidualStack(nn.Module):

@@ -19,6 +19,7 @@ from attvae.model.config import BernoulliConfig, LogisticMixtureConfig, ModelCon
 from attvae.model.decoder import Decoded, Decoder
 from attvae.model.depth_attention import DecoderAttention, EncoderAttention
 from attvae.model.encoder import Encoder
+from attvae.model.layers import PUBLISHED_VARIANCE, WeightNormConv2d
 from attvae.model.variational_layer import Draw, Given, Infer, Layer, VariationalLayer
 from attvae.spec import DataSpec
 
@@ -58,6 +59,9 @@ class DeepVAE(nn.Module):
         self.encoder = Encoder(config, spec.channels)
         self.layers = nn.ModuleList(VariationalLayer(config, i, height, width) for i in range(config.num_layers))
         self.decoder = Decoder(config, head_channels)
+        for module in self.modules():
+            if isinstance(module, WeightNormConv2d):
+                module.scale_init(math.sqrt(config.init_variance / PUBLISHED_VARIANCE))
 
     def forward(
         self,

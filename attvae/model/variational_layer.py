@@ -119,7 +119,7 @@ class Generative(nn.Module):
         self.decoder_cell = ResidualStack(sum(self.widths), config.decoder, config.norm)
         self.decoder_attention, self.ctx_layer_norm = None, None
         if config.decoder_attention:
-            self.decoder_attention = DecoderAttention(channels, config.decoder_attention.layer_norm)
+            self.decoder_attention = DecoderAttention(channels, config.decoder_attention)
             if index >= 2:
                 self.ctx_layer_norm = ChannelLayerNorm(channels + key_dim)
         self.prior_head = prior_head(channels, config.latent_channels)
@@ -165,9 +165,7 @@ class Inference(nn.Module):
             SumMerge(config.encoder_width, config.context_width, width, config.encoder_merge) if index > 0 else None
         )
         self.encoder_attention = (
-            EncoderAttention(config.encoder_width, config.encoder_attention.layer_norm)
-            if config.encoder_attention
-            else None
+            EncoderAttention(config.encoder_width, config.encoder_attention) if config.encoder_attention else None
         )
         head = posterior_head if index > 0 else first_posterior_head
         self.posterior_head = head(width, config.latent_channels)

@@ -10,6 +10,13 @@ def test_log_prob_golden() -> None:
     assert_close(log_prob(x, logits), unit["log_prob_crop2"])
 
 
+def test_probabilities_of_all_images_sum_to_one() -> None:
+    images = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.double)] * 8).view(256, 2, 2, 2)
+    logits = 3 * torch.randn(1, 2, 2, 2, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    total = log_prob(images, logits).exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
 def test_extreme_logits_stay_finite() -> None:
     logits = torch.tensor([-200.0, 200.0]).view(1, 1, 1, 2)
     torch.testing.assert_close(log_prob(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), logits), torch.tensor([-400.0]))

@@ -60,3 +60,16 @@ def test_kl_and_density_are_those_of_torch() -> None:
     torch.testing.assert_close(
         kl(q, standard_normal(z)), torch.distributions.kl_divergence(q_torch, unit).sum(dim=(1, 2, 3))
     )
+
+
+def test_kl_is_the_mean_log_ratio_of_draws() -> None:
+    """Within 4 standard errors of a Monte-Carlo estimate."""
+    torch.manual_seed(0)
+    shape = (8, 2, 3, 3)
+    q = Gaussian(torch.randn(shape), torch.rand(shape) + 0.2)
+    p = Gaussian(torch.randn(shape), torch.rand(shape) + 0.2)
+    draws = [q.sample(torch.randn(shape)) for _ in range(4000)]
+    log_ratios = torch.stack([q.log_prob(z) - p.log_prob(z) for z in draws])
+    standard_error = log_ratios.std(dim=0) / len(draws) ** 0.5
+    assert ((log_ratios.mean(dim=0) - kl(q, p)).abs() < 4 * standard_error).all()
+    assert (standard_error < 0.05 * kl(q, p)).all()

@@ -71,6 +71,38 @@ def test_probabilities_of_all_images_sum_to_one(bits: int, channels: int, seed: 
     torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_channel_sums_to_one_given_the_earlier_ones(bits: int, channels: int) -> None:
+    """Summed over the last channel, the probability of a pixel is that of its earlier channels: of dark, bright and
+    random ones. With the test of one channel this covers images too many to list.
+    """
+    generator = torch.Generator().manual_seed(10 * bits + channels)
+    max_value = 2**bits - 1
+    earlier = torch.randint(0, max_value + 1, (6, channels - 1), generator=generator)
+    earlier[0], earlier[1] = 0, max_value
+    params = torch.randn(1, dlm.num_parameters(channels, 3), 1, 1, generator=generator, dtype=torch.double)
+    mixture = dlm.split(params, channels, 3)
+    without_last = dlm.LogisticMixture(
+        mixture.logits,
+        mixture.means[:, :-1],
+        mixture.log_scales[:, :-1],
+        mixture.coefficients[:, : (channels - 1) * (channels - 2) // 2],
+    )
+    for pixel in earlier:
+        expected = probabilities(pixel[None], without_last, max_value)
+        last = torch.arange(max_value + 1)[:, None]
+        all_of_the_last = torch.cat([pixel.expand(len(last), -1), last], dim=1)
+        torch.testing.assert_close(probabilities(all_of_the_last, mixture, max_value).sum(), expected[0])
+
+
+def probabilities(pixels: Tensor, mixture: dlm.LogisticMixture, max_value: int) -> Tensor:
+    """Those of single pixels [n, channels] under one and the same mixture."""
+    x = (pixels.double() * 2 / max_value - 1)[:, :, None, None]
+    same = dlm.LogisticMixture(*(part.expand(len(x), *part.shape[1:]) for part in mixture))
+    return dlm.log_prob(x, same, max_value, "normalised").exp()
+
+
 def test_probabilities_sum_to_one_with_17_grey_levels() -> None:
     generator = torch.Generator().manual_seed(0)
     params = torch.randn(1, dlm.num_parameters(1, 3), 1, 1, dtype=torch.double, generator=generator)

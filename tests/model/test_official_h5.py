@@ -10,11 +10,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from golden.arrays import FOLDER, Arrays
+from golden.arrays import FOLDER, Arrays, arrays, assert_close, facts
 from model.conftest import CFG1
 from model.test_published_models import MODELS, on_meta_device
+from torch import Tensor
 
 from attvae.model.official import canonical_names
+from attvae.model.official_command import Images, parse_command
 from attvae.model.official_h5 import Weight, layout, read_h5
 from attvae.model.vae import DeepVAE
 
@@ -54,9 +56,16 @@ def test_the_authors_weights_come_in_exactly(cfg1: DeepVAE, cfg1_weights: Arrays
         assert np.array_equal(state[name].numpy(), expected.transpose(axes).reshape(state[name].shape)), name
 
 
+def test_command_and_file_give_the_authors_numbers(images: Tensor, noise: list[Tensor]) -> None:
+    command = " ".join(f"--{flag}={value}" for flag, value in facts()["flags"].items())
+    model = DeepVAE(*parse_command(command, Images(height=16, width=16, channels=3, num_bits=8))).eval()
+    read_h5(H5, model)
+    assert_close(model(images, noise).nelbo_nats.detach(), arrays("cfg1_eval")["nelbo"], rtol=5e-6, atol=0)
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    return Path(shutil.copy(H5, tmp_path / "weights.h5"))
+    return Path(shutil.copyfile(H5, tmp_path / "weights.h5"))
 
 
 def test_a_long_list_of_names_comes_in_chunks(copy: Path, cfg1: DeepVAE) -> None:
@@ -132,7 +141,7 @@ def test_files_that_are_none(copy: Path, tmp_path: Path, cfg1: DeepVAE) -> None:
         read_h5(tmp_path / "foreign.h5", blank(cfg1))
     with h5py.File(copy, "a") as file:
         del file["res_net_1"]
-    with pytest.raises(ValueError, match="is not a readable h5 file of Keras weights: .*res_net_1"):
+    with pytest.raises(ValueError, match=r"is not a readable h5 file of Keras weights: .*res_net_1"):
         read_h5(copy, blank(cfg1))
 
 

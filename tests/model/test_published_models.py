@@ -63,3 +63,14 @@ def test_names_shapes_and_parameter_counts(name: str) -> None:
     assert found == {name: in_our_layout(name, shape) for name, shape in official_shapes(layout).items()}
     assert count_parameters(model) == as_published
     assert sum(parameter.numel() for parameter in model.parameters()) == trained
+
+
+@pytest.mark.slow
+def test_the_largest_trains_on_an_image_on_the_cpu() -> None:
+    config = yaml.safe_load((CONFIGS / "cifar10_attvae16.yaml").read_text())["model"]
+    torch.manual_seed(0)
+    model = DeepVAE(ModelConfig.model_validate(config), CIFAR10)
+    model(torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)).nelbo_nats.mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name

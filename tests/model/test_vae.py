@@ -9,6 +9,7 @@ from attvae.model.vae import DeepVAE
 from attvae.spec import DataSpec
 
 DIGITS = DataSpec(height=8, width=8, channels=1, num_bits=5, max_value=16, binary=True)
+CHARACTERS = DataSpec(height=12, width=12, channels=1, num_bits=1, max_value=1, binary=True)
 GREY = DataSpec(height=8, width=8, channels=1, num_bits=5, max_value=16)
 COLOUR = DataSpec(height=16, width=16, channels=3, num_bits=8, max_value=255)
 
@@ -39,6 +40,17 @@ EVERYTHING = {
     "prior": {"low": -1.0, "high": 5.0, "noise_stddev": 0.001},
     "posterior": {"noise_stddev": 0.001},
 }
+OMNIGLOT_KIND = {
+    "preprocessing": {"scales": [0, 0, -2]},
+    "encoder": {"scales": [0, 0]},
+    "decoder": {"scales": [0, 0]},
+    "postprocessing": {"scales": [2, 0, 0], "non_local": NON_LOCAL},
+    "encoder_merge": NON_LOCAL,
+    "decoder_merge": NON_LOCAL,
+    "encoder_attention": {"key_dim": 4, "layer_norm": False},
+    "soft_clamp": "published",
+    "pad": 2,
+}
 MIXTURE = {"likelihood": {"kind": "logistic_mixture", "num_mixtures": 2}}
 CASES = {
     "small": ({}, DIGITS),
@@ -57,8 +69,16 @@ CASES = {
     "padded": ({"pad": 2}, DIGITS),
     "group norm": ({"norm": "group"}, DIGITS),
     "no norm": ({"norm": "none"}, DIGITS),
+    "batch norm of all ranks": ({"norm": "sync_batch"}, DIGITS),
+    "learned attention scale": (
+        {k: {"key_dim": 4, "scale": "learned"} for k in ("encoder_attention", "decoder_attention")},
+        DIGITS,
+    ),
     "everything": ({**EVERYTHING, **MIXTURE}, COLOUR),
     "grey levels": (MIXTURE, GREY),
+    "OMNIGLOT's kind": (OMNIGLOT_KIND, CHARACTERS),
+    "OMNIGLOT's kind, encoder attention only": ({**OMNIGLOT_KIND, "decoder_attention": None}, CHARACTERS),
+    "OMNIGLOT's kind, decoder attention only": ({**OMNIGLOT_KIND, "encoder_attention": None}, CHARACTERS),
 }
 
 
@@ -100,11 +120,31 @@ def test_every_configuration_trains_and_samples(case: str) -> None:
     assert model.log_likelihood(x, 3).isfinite().all()
 
 
+ALL_ATTENTIONS = {
+    "encoder": {"scales": [0], "non_local": NON_LOCAL},
+    "decoder": {"scales": [0], "non_local": NON_LOCAL},
+    "preprocessing": {"scales": [-2], "non_local": NON_LOCAL},
+    "postprocessing": {"scales": [2], "non_local": NON_LOCAL},
+    "encoder_merge": NON_LOCAL,
+    "decoder_merge": NON_LOCAL,
+}
+
+
 def test_all_attentions_off_keeps_the_names_of_the_common_parts() -> None:
-    attentive, plain = build({}, DIGITS).state_dict(), build(NO_ATTENTION, DIGITS).state_dict()
+    attentive, plain = build(ALL_ATTENTIONS, DIGITS).state_dict(), build(NO_ATTENTION, DIGITS).state_dict()
     assert plain.keys() < attentive.keys()
     for name in attentive.keys() - plain.keys():
-        assert "attention" in name or "ctx_layer_norm" in name or ".conv_a." in name
+        assert any(part in name for part in ("_attention.", ".non_local.", ".ctx_layer_norm.", ".conv_a."))
+
+
+def test_closed_gates_give_the_baseline_whose_weights_it_shares() -> None:
+    """Without keys the widths differ, so attention here is spatial: the baseline with its weights is the same model."""
+    attentive = build({**ALL_ATTENTIONS, **NO_ATTENTION}, DIGITS).eval()
+    plain = build(NO_ATTENTION, DIGITS).eval()
+    plain.load_state_dict({name: attentive.state_dict()[name] for name in plain.state_dict()})
+    x = pixels(DIGITS)
+    noise = [torch.randn(4, *shape) for shape in attentive.latent_shapes]
+    torch.testing.assert_close(plain(x, noise).nelbo_nats, attentive(x, noise).nelbo_nats)
 
 
 def test_noise_decides_the_latents() -> None:
