@@ -83,7 +83,7 @@ def train(
         from attvae.train import DivergedError, plan
         from attvae.train import train as run
 
-        planned = plan(cfg, RANKS)
+        planned = plan(cfg, RANKS, data_needed=not dry_run)
     if dry_run:
         if RANK == 0:
             show_plan(planned, RANKS)
@@ -125,6 +125,37 @@ def evaluate(
             leave()
     if RANK == 0:
         show_figures(str(trained), figures)
+
+
+@app.command("import-official")
+def import_official(
+    weights: Annotated[Path, typer.Argument(metavar="FINAL_MODEL.H5", help="Weights that the authors' code saved.")],
+    command: Annotated[Path, typer.Option(help="The command line that lies beside them, such as eval_command.sh.")],
+    out: Annotated[Path, typer.Option(help="Export folder to write.")],
+    data_spec: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of height, width, channels, num_bits, binary, pad: in place of what --dataset implies."
+        ),
+    ] = None,
+) -> None:
+    """Turn weights of the authors' TensorFlow code into an export folder."""
+    from attvae import export
+    from attvae.model.official import count_parameters
+    from attvae.model.official_command import parse_command, read_data_spec
+    from attvae.model.official_h5 import read_h5
+    from attvae.model.vae import DeepVAE
+
+    with _bad_input(found_by_all=True):
+        try:
+            text = command.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the command line {command}: {error}") from error
+        config, spec = parse_command(text, read_data_spec(data_spec) if data_spec else None)
+        model = DeepVAE(config, spec)
+        read_h5(weights, model)
+        export.write(out, model)
+    print(f"{out}: {count_parameters(model):,} parameters as the authors count; attvae.load takes this folder")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class TrainConfig(Config):
     lr_warmup: int = Field(0, ge=0)
     kl_warmup: int = Field(0, ge=0)
     kl_start: float = Field(0.1, ge=0, le=1, description="weight of the KL at the start of its warm-up")
+    free_bits_nats: float = Field(0.0, ge=0, description="KL that each layer has for nothing (Kingma et al. 2016)")
+    balance_kl: bool = Field(False, description="weigh the layers' KL during its warm-up (Vahdat & Kautz 2020)")
     published_schedule: PublishedSchedule | None = Field(None, description="instead of lr_warmup and kl_warmup")
     clip_norm: float | None = Field(None, gt=0, description="the gradient's 2-norm is scaled down to this; null: as is")
     log_every: int = Field(gt=0)

@@ -12,22 +12,25 @@ if TYPE_CHECKING:
 
 def show_plan(planned: "Plan", ranks: int) -> None:
     """What `--dry-run` says."""
-    cfg, manifest, batch, parameters = planned
+    cfg, manifest, batch, parameters, published_count = planned
     steps = -(-cfg.train.samples // cfg.train.global_batch)
-    spec, train_samples = manifest.spec, manifest.samples("train")
+    if manifest:
+        spec, images = manifest.spec, manifest.samples("train")
+        data = f"{manifest.name} {manifest.version}: {images:,} x {spec.height}x{spec.width}x{spec.channels}"
+        length = f"{steps:,} ({cfg.train.samples / images:,.1f} epochs)"
+    else:
+        data, length = f"not there yet: prepare {cfg.data.path} first", f"{steps:,}"
     print_table(
         "The run, if it were started",
         ("", "value"),
         [
-            (
-                "data",
-                f"{manifest.name} {manifest.version}: {train_samples:,} x {spec.height}x{spec.width}x{spec.channels}",
-            ),
+            ("data", data),
             ("trainable parameters", parameters),
+            ("the same, as the paper's authors count", published_count),
             ("latent layers", cfg.model.num_layers),
             ("ranks", ranks),
             ("global batch", f"{batch.micro_batch} micro-batch x {batch.accumulation} accumulated x {ranks} ranks"),
-            ("steps", f"{steps:,} ({cfg.train.samples / train_samples:,.1f} epochs)"),
+            ("steps", length),
             ("engine", f"{cfg.engine.name}, ZeRO stage {cfg.engine.stage}, {cfg.engine.precision}"),
         ],
     )

@@ -25,7 +25,7 @@ from attvae.evaluate import EVALUATION_SEED, evaluation_of, final_figures, with_
 from attvae.evaluation.elbo import ElboSums
 from attvae.evaluation.reconstructions import reconstruction_grid
 from attvae.evaluation.samples import sample_grid
-from attvae.model.official import l2_coefficients
+from attvae.model.official import count_parameters, l2_coefficients
 from attvae.model.vae import DeepVAE
 from attvae.objective import training_loss
 from attvae.optim.adamax import Adamax
@@ -49,24 +49,32 @@ class Plan(NamedTuple):
     """A run that has passed every check that needs no process group."""
 
     cfg: RunConfig
-    manifest: Manifest
+    manifest: Manifest | None
+    """None: the data are not there yet."""
     batch: BatchPlan
     parameters: int
+    published_count: int
+    """Parameters as the paper's authors count them."""
 
 
-def plan(cfg: RunConfig, ranks: int) -> Plan:
+def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
     """Checks what can be checked before a process group exists.
 
     Raises:
-        ValueError: the data are missing, the model does not fit them, or the ranks do not divide the batch.
+        ValueError: the data are missing or others than stated, the model does not fit them, or the ranks do not divide
+            the batch.
     """
-    manifest = Manifest.read(cfg.data.path)
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
     if cfg.engine.name == "plain" and ranks > 1:
         raise ValueError(f"engine.name=plain runs in one process, but {ranks} ranks were launched: use zero")
+    manifest = Manifest.read(cfg.data.path) if data_needed or cfg.data.spec is None or cfg.data.path.exists() else None
+    if manifest and cfg.data.spec not in (None, manifest.spec):
+        raise ValueError(f"{cfg.data.path} holds {manifest.spec!r}, but the configuration is for {cfg.data.spec!r}")
+    spec = manifest.spec if manifest else cfg.data.spec
+    assert spec is not None
     with torch.device("meta"):
-        model = DeepVAE(cfg.model, manifest.spec)
-    return Plan(cfg, manifest, batch, sum(p.numel() for p in model.parameters()))
+        model = DeepVAE(cfg.model, spec)
+    return Plan(cfg, manifest, batch, sum(p.numel() for p in model.parameters()), count_parameters(model))
 
 
 def train(planned: Plan, out: Path) -> None:
@@ -86,7 +94,8 @@ def train(planned: Plan, out: Path) -> None:
 
 def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     started = time.monotonic()
-    cfg, manifest, batch, parameters = planned
+    cfg, manifest, batch, parameters, _ = planned
+    assert manifest is not None, "only a dry run does without data"
 
     # ------------------------------------------------------------------------------------------------ 1. run folder
     def claim() -> Path | None:
@@ -127,10 +136,16 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         noise = seeding.latent_noise(cfg.seed, Purpose.LATENT, [(p, 0) for p in positions], model.latent_shapes)
         elbo = forward(micro.x.to(world.device), [eps.to(world.device) for eps in noise])
         sums.add(elbo)
-        return training_loss(elbo.nll_nats, elbo.kl_nats, beta)
+        return training_loss(
+            elbo.nll_nats,
+            elbo.kl_nats,
+            beta,
+            free_bits_nats=cfg.train.free_bits_nats,
+            balance_kl=cfg.train.balance_kl,
+        )
 
     # -------------------------------------------------------------------------------------------------- 4. tracking
-    trackers = _trackers(planned, folder, world, resumed)
+    trackers = _trackers(cfg, folder, world, manifest, parameters, resumed)
 
     def wall_s() -> float:
         return seconds_before + time.monotonic() - started
@@ -307,10 +322,11 @@ def _load_average(averaged: DeepVAE, engine: Engine) -> None:
             averaged.get_buffer(name).copy_(buffer)
 
 
-def _trackers(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoint | None) -> FanOut:
+def _trackers(
+    cfg: RunConfig, folder: RunFolder, world: World, manifest: Manifest, parameters: int, resumed: Checkpoint | None
+) -> FanOut:
     if world.rank != 0:
         return FanOut([])
-    cfg = planned.cfg
     folder.describe(cfg.to_yaml())
     own = resumed is not None and resumed.folder.parent == folder.checkpoints
     samples_seen = resumed.samples_seen if resumed else 0
@@ -326,9 +342,9 @@ def _trackers(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoin
             "ranks": world.size,
             "engine": cfg.engine.name,
             "zero_stage": cfg.engine.stage,
-            "parameters": planned.parameters,
-            "dataset": f"{planned.manifest.name} {planned.manifest.version}",
-            "dataset_fingerprint": planned.manifest.fingerprint,
+            "parameters": parameters,
+            "dataset": f"{manifest.name} {manifest.version}",
+            "dataset_fingerprint": manifest.fingerprint,
             "host": about["host"],
             **{f"git.{key}": value for key, value in about["git"].items()},
             **{f"version.{name}": version for name, version in about["packages"].items()},

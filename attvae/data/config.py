@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from attvae.spec import Config
+from attvae.spec import Config, DataSpec
 
 Flip = Literal["none", "horizontal", "both"]
 
@@ -18,6 +18,8 @@ class DataConfig(Config):
         workers: processes that read and decode on each rank; 0 reads in the training process. Changes no sample.
         window: samples that are shuffled together, after the shards themselves are shuffled. One epoch's order
             reads about window / (samples of a shard) shards at a time.
+        spec: the images that a configuration is for. The manifest must agree; `--dry-run` then works before the data
+            are there.
         flip: mirror images at random: left-right, or (`both`) left-right and up-down independently.
     """
 
@@ -25,3 +27,4 @@ class DataConfig(Config):
     workers: int = Field(default=0, ge=0)
     window: int = Field(default=16_384, gt=0)
     flip: Flip = "none"
+    spec: DataSpec | None = None

@@ -15,6 +15,8 @@ from torch import Tensor
 Edges = Literal["published", "normalised"]
 
 MIN_LOG_SCALE = -7.0
+MAX_LOG_SCALE = 7.0
+"""Of normalised edges: flat over all pixel values to one part in a thousand; far above it a bin's mass underflows."""
 
 
 class LogisticMixture(NamedTuple):
@@ -63,7 +65,7 @@ def log_prob(x: Float[Tensor, "b c h w"], mixture: LogisticMixture, max_value: i
     """
     centred = x.unsqueeze(2) - mixture.locations(x)
     bins = (_published_bins if edges == "published" else _normalised_bins)(
-        x.unsqueeze(2), centred, mixture.log_scales, max_value
+        x.unsqueeze(2), centred, _log_scales(mixture, edges), max_value
     )
     log_p = (bins.sum(dim=1) + mixture.logits.log_softmax(dim=1)).logsumexp(dim=1)
     return log_p.sum(dim=(1, 2))
@@ -82,16 +84,21 @@ def sample(
     `published` leaves values between the pixel values.
     """
     chosen = (mixture.logits - (-u_mixture.log()).log()).argmax(dim=1, keepdim=True)
-    logistic = u_logistic.logit()
+    logistic, log_scales = u_logistic.logit(), _log_scales(mixture, edges)
     xs: list[Tensor] = []
     for c in range(u_logistic.shape[1]):
         location = mixture._location(c, xs).gather(1, chosen)[:, 0]
-        scale = mixture.log_scales[:, c].gather(1, chosen)[:, 0].exp()
+        scale = log_scales[:, c].gather(1, chosen)[:, 0].exp()
         x = torch.addcmul(location, scale, logistic[:, c]).clamp(-1, 1)
         if edges == "normalised":
             x = ((x + 1) / 2 * max_value).round() * 2 / max_value - 1
         xs.append(x)
     return torch.stack(xs, dim=1)
+
+
+def _log_scales(mixture: LogisticMixture, edges: Edges) -> Float[Tensor, "b c m h w"]:
+    """The authors' code has no upper limit."""
+    return mixture.log_scales if edges == "published" else mixture.log_scales.clamp_max(MAX_LOG_SCALE)
 
 
 def _normalised_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:

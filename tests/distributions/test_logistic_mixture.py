@@ -151,3 +151,16 @@ def test_samples_have_the_probabilities_that_log_prob_says() -> None:
     counts = torch.bincount(values[:, 0] * 4 + values[:, 1], minlength=16)
     standard_error = (expected * (1 - expected) / n).sqrt()
     assert ((counts / n - expected).abs() < 4.5 * standard_error).all()
+
+
+def test_extreme_scales_stay_finite() -> None:
+    """A head may say anything: log scales up to float32's limits give finite likelihoods and gradients."""
+    head = torch.full((1, dlm.num_parameters(1, 1), 1, 256), 0.0)
+    head[:, 2] = torch.linspace(-1e4, 1e4, 256)
+    head.requires_grad_()
+    x = torch.linspace(-1, 1, 256).view(1, 1, 1, 256)
+    log_p = dlm.log_prob(x, dlm.split(head, 1, 1), 255, "normalised")
+    log_p.sum().backward()
+    assert torch.isfinite(log_p).all()
+    assert head.grad is not None
+    assert torch.isfinite(head.grad).all()
