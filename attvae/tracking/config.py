@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import sys
+from pathlib import Path
 from typing import Self
 
 from attvae.spec import Config
@@ -35,7 +38,9 @@ class TrackingConfig(Config):
         """The one line that shows the runs: a shell command, or the address of the server."""
         config = self.with_environment()
         uri = without_password(config.uri)
-        return uri if config.on_server else f"mlflow ui --backend-store-uri {uri}"
+        # Next to the running python, unless the shell finds it by itself.
+        mlflow = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
+        return uri if config.on_server else f"{mlflow} ui --backend-store-uri {uri}"
 
 
 def without_password(text: str) -> str:
