@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-slow check setup
+.PHONY: demo test test-slow check check-all setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -30,3 +30,8 @@ demo: $(READY)
 	$(BIN)/python -m data_prep digits
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/deepspeed --quiet --num_gpus 2 --master_addr 127.0.0.1 \
 		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml
+
+# Everything, also what takes too long for CI.
+check-all: check test test-slow demo
+	$(BIN)/python -m data_prep photos
+	$(BIN)/attvae train configs/photos32.yaml
