@@ -102,7 +102,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         for split in SPLITS:
             manifest.check_shards(split)
         folder.claim()
-        return _where_to_start(cfg, folder)
+        return _where_to_start(cfg, folder, manifest)
 
     start_folder = world.from_first(claim)
 
@@ -112,11 +112,6 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)  # takes the EMA weights when they are looked at
     start = Checkpoint(start_folder) if start_folder else None
     resumed = None if start_folder == cfg.init_from else start
-    if resumed and resumed.state["data_fingerprint"] != manifest.fingerprint:
-        raise ValueError(
-            f"{resumed.folder} was trained on data with fingerprint {resumed.state['data_fingerprint']}, but "
-            f"{cfg.data.path} has {manifest.fingerprint}: prepare the same data again, or start anew with init_from"
-        )
     if start is not None:
         start.load_into(model, weights="parameters" if resumed else "ema")
     samples_seen = resumed.samples_seen if resumed else 0
@@ -237,7 +232,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     trackers.close("FINISHED")
 
 
-def _where_to_start(cfg: RunConfig, folder: RunFolder) -> Path | None:
+def _where_to_start(cfg: RunConfig, folder: RunFolder, manifest: Manifest) -> Path | None:
     """Own run folder > resume > init_from > scratch. On rank 0, once the folder is ours."""
     if folder.config.is_file():
         changed = config.differences(config.load(folder.config), cfg)
@@ -249,15 +244,25 @@ def _where_to_start(cfg: RunConfig, folder: RunFolder) -> Path | None:
     checkpoint.remove_partial(folder.checkpoints)
     for newest in reversed(checkpoint.complete(folder.checkpoints)):
         try:
-            Checkpoint(newest)
+            own = Checkpoint(newest)
         except ValueError as error:
             print(f"attvae: {error}; trying the one before", file=sys.stderr)
             continue
+        _check_same_data(own, cfg, manifest)
         return newest
-    for named in (cfg.resume, cfg.init_from):
-        if named is not None:
-            return Checkpoint(named).folder
-    return None
+    if cfg.resume is not None:
+        _check_same_data(Checkpoint(cfg.resume), cfg, manifest)
+        return cfg.resume
+    return None if cfg.init_from is None else Checkpoint(cfg.init_from).folder
+
+
+def _check_same_data(start: Checkpoint, cfg: RunConfig, manifest: Manifest) -> None:
+    trained_on = start.state["data_fingerprint"]
+    if trained_on != manifest.fingerprint:
+        raise ValueError(
+            f"{start.folder} was trained on data with fingerprint {trained_on}, but {cfg.data.path} has "
+            f"{manifest.fingerprint}: prepare the same data again, or start anew with init_from"
+        )
 
 
 def _engine(cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resumed: Checkpoint | None) -> Engine:

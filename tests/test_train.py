@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from PIL import Image
 from spawn import free_port
 
 from attvae.tracking.jsonl import read
+from data_prep.digits import dataset
+from data_prep.writer import prepare
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = ["configs/test/tiny.yaml"]
@@ -175,6 +178,16 @@ def test_a_damaged_newest_checkpoint_is_reported(finished: tuple[Path, str], dig
     assert "000000002000 is damaged" in output
     assert "resumed from" in output
     assert result(out) == result(finished[0])
+
+
+def test_a_checkpoint_of_other_data_is_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
+    original = dataset()
+    fewer = {**original.splits, "train": original.splits["val"]}
+    prepare(replace(original, splits=fewer), tmp_path / "other")
+    checkpoint = finished[0] / "checkpoints" / "000000001000"
+    output = run(command(tmp_path / "other", tmp_path / "run", f"resume={checkpoint}"), expected=2)
+    assert f"{checkpoint} was trained on data with fingerprint" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("key", ["resume", "init_from"])
