@@ -14,6 +14,9 @@ FORMAT_VERSION = 1
 # Up to this size of a split, reading all of it before the training costs less than a second.
 HASHED_BYTES = 256 * 2**20
 
+Format = Literal["raw", "png", "jpg"]
+"""How images are stored: `.npy` (height, width, channels), PNG, or JPEG."""
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -34,6 +37,8 @@ class Manifest(Config):
         version: of the rule that made the images; two versions of one name are not comparable.
         source: where the images come from, in words.
         fingerprint: of spec and shards, so that equal fingerprints mean equal data.
+        format: of the stored images.
+        any_size: the stored images have sizes of their own; the loader crops and scales them to the spec.
     """
 
     format_version: Literal[1] = 1
@@ -42,6 +47,8 @@ class Manifest(Config):
     source: str
     fingerprint: str
     spec: DataSpec
+    format: Format = "raw"
+    any_size: bool = False
     splits: dict[Split, tuple[Shard, ...]]
     _folder: Path = PrivateAttr(default=Path())
 
