@@ -127,6 +127,35 @@ def evaluate(
         show_figures(str(trained), figures)
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of attvae: JSON on stdout.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("data")
+def bench_data(
+    case: Annotated[
+        list[str] | None, typer.Option(help="raw32, raw64, png32 or jpg256to64; repeatable. By default all.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Number of test images, made from two photographs.")] = 2**18,
+    workers: Annotated[
+        list[int] | None, typer.Option(help="Worker processes; repeatable, the best counts. By default 0, 1 and 2.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Epochs of each measurement.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Images of a batch.")] = 128,
+    keep: Annotated[
+        Path | None, typer.Option(help="Make the images here, leave them, use those that are here (40 GB).")
+    ] = None,
+) -> None:
+    """Loader throughput: attvae's, webdataset's own pipeline, a folder of image files under torch's DataLoader."""
+    import json
+
+    from attvae.bench.data import measure_loaders
+
+    with _bad_input(found_by_all=True):
+        found = measure_loaders(case, images, workers or [0, 1, 2], repeats, batch_size, keep)
+    print(json.dumps(found, indent=1))
+
+
 @app.command("import-official")
 def import_official(
     weights: Annotated[Path, typer.Argument(metavar="FINAL_MODEL.H5", help="Weights that the authors' code saved.")],

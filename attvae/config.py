@@ -109,7 +109,20 @@ class RunConfig(Config):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-MAY_CHANGE = ("engine", "tracking", "checkpoint", "data.path", "data.workers", "eval.batch", "resume")
+MAY_CHANGE = (
+    "engine",
+    "tracking",
+    "checkpoint",
+    "data.path",
+    "data.workers",
+    "data.on_damage",
+    "data.skip_limit",
+    "data.cache",
+    "data.cache_gb",
+    "data.retry_s",
+    "eval.batch",
+    "resume",
+)
 """Keys that a continued run may change: they do not change what is learnt."""
 
 

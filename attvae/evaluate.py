@@ -11,7 +11,7 @@ from attvae import checkpoint, config, export, seeding
 from attvae.checkpoint import Checkpoint
 from attvae.config import EvaluateConfig, RunConfig
 from attvae.data.config import DataConfig
-from attvae.data.loader import eval_batches
+from attvae.data.loader import eval_batches, open_manifest
 from attvae.data.manifest import Manifest, Split
 from attvae.engine.rendezvous import World
 from attvae.evaluation.codecs import CODECS, codec_bits_per_dim
@@ -47,12 +47,12 @@ class Evaluation(NamedTuple):
             sum_over_ranks=self.world.sum,
         )
 
-    def _batches(self, split: Split) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def _batches(self, split: Split) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         for draw in range(self.draws):
             for batch in eval_batches(
                 self.manifest, self.data, split, EVALUATION_SEED, draw, self.batch, self.world.rank, self.world.size
             ):
-                yield with_evaluation_noise(self.model, batch.x, batch.ids, draw, self.world.device)
+                yield *with_evaluation_noise(self.model, batch.x, batch.ids, draw, self.world.device), batch.weights
 
 
 def with_evaluation_noise(
@@ -108,7 +108,7 @@ def evaluate_run(path: Path, world: World) -> dict[str, Any]:
     if not checkpoints:
         raise ValueError(f"{path} has no complete checkpoint yet: run `attvae train` on it first")
     trained = Checkpoint(checkpoints[-1])
-    manifest = Manifest.read(cfg.data.path)
+    manifest = open_manifest(cfg.data)
     model = DeepVAE(cfg.model, manifest.spec)
     trained.load_into(model, weights="ema")
     return final_figures(evaluation_of(model.to(world.device), cfg, manifest, world))

@@ -19,6 +19,7 @@ def training_loss(
     nll_nats: Float[Tensor, "b"],
     kl_nats: Float[Tensor, "l b"],
     beta: float,
+    weights: Float[Tensor, "b"] | None = None,
     *,
     free_bits_nats: float = 0.0,
     balance_kl: bool = False,
@@ -26,31 +27,39 @@ def training_loss(
     """Mean over the batch of nll + beta * KL; beta < 1 warms the KL up (paper, training details).
 
     Args:
+        weights: of the images in all means over the batch, 0 for those that do not count; None for 1 each.
         free_bits_nats: KL that each layer has for nothing (`free_bits`), 0 for none.
         balance_kl: while beta < 1, weigh the layers' KL by `balancing_weights`; the bound itself is never balanced.
     """
-    penalty_LB = free_bits(kl_nats, free_bits_nats) if free_bits_nats > 0 else kl_nats
+    if weights is None:
+        weights = torch.ones_like(nll_nats)
+    penalty_LB = free_bits(kl_nats, weights, free_bits_nats) if free_bits_nats > 0 else kl_nats
     if balance_kl and beta < 1:
-        penalty_LB = balancing_weights(kl_nats)[:, None] * penalty_LB
-    return (nll_nats + beta * penalty_LB.sum(dim=0)).mean()
+        penalty_LB = balancing_weights(kl_nats, weights)[:, None] * penalty_LB
+    return weighted_mean(nll_nats + beta * penalty_LB.sum(dim=0), weights)
 
 
-def free_bits(kl_nats: Float[Tensor, "l b"], nats: float) -> Float[Tensor, "l b"]:
+def weighted_mean(x: Float[Tensor, "*l b"], weights: Float[Tensor, "b"]) -> Float[Tensor, "*l"]:
+    """The mean over the images that count; 0 where none does."""
+    return (weights * x).sum(dim=-1) / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def free_bits(kl_nats: Float[Tensor, "l b"], weights: Float[Tensor, "b"], nats: float) -> Float[Tensor, "l b"]:
     """max(nats, mean over the batch of KL_l) for each layer l (Kingma et al. 2016, the objective with free bits).
 
     Given as one value per image, whose mean over the batch is that maximum. A layer below it has no gradient. The mean
     is that of the images at hand: it depends on how a batch is cut into micro-batches.
     """
-    return torch.where(kl_nats.mean(dim=1, keepdim=True) < nats, torch.full_like(kl_nats, nats), kl_nats)
+    return torch.where(weighted_mean(kl_nats, weights)[:, None] < nats, torch.full_like(kl_nats, nats), kl_nats)
 
 
-def balancing_weights(kl_nats: Float[Tensor, "l b"]) -> Float[Tensor, "l"]:
+def balancing_weights(kl_nats: Float[Tensor, "l b"], weights: Float[Tensor, "b"]) -> Float[Tensor, "l"]:
     """gamma_l = L E[KL_l] / sum_k E[KL_k], a constant for the gradient (Vahdat & Kautz 2020, KL balancing).
 
     E is the mean over the batch; the mean weight is 1. A layer that hardly tells anything is hardly held back. They
     also divide E[KL_l] by the size of layer l, which is the same for all layers here.
     """
-    mean_L = kl_nats.detach().mean(dim=1)
+    mean_L = weighted_mean(kl_nats.detach(), weights)
     return len(mean_L) * mean_L / mean_L.sum().clamp_min(torch.finfo(mean_L.dtype).tiny)
 
 

@@ -14,7 +14,7 @@ import attvae
 from attvae import checkpoint, config, schedule, seeding
 from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
-from attvae.data.loader import Batch, eval_batches, train_batches
+from attvae.data.loader import Batch, eval_batches, open_manifest, train_batches
 from attvae.data.manifest import SPLITS, Manifest
 from attvae.engine.batch import BatchPlan, divide
 from attvae.engine.plain import PlainEngine
@@ -32,6 +32,7 @@ from attvae.optim.adamax import Adamax
 from attvae.optim.config import OptimConfig
 from attvae.run_folder import RunFolder, environment, write_json
 from attvae.seeding import Purpose
+from attvae.skips import Skips
 from attvae.tracking.console import Console
 from attvae.tracking.fan_out import FanOut
 from attvae.tracking.jsonl import Journal
@@ -67,7 +68,7 @@ def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
     if cfg.engine.name == "plain" and ranks > 1:
         raise ValueError(f"engine.name=plain runs in one process, but {ranks} ranks were launched: use zero")
-    manifest = Manifest.read(cfg.data.path) if data_needed or cfg.data.spec is None or cfg.data.path.exists() else None
+    manifest = open_manifest(cfg.data) if data_needed or cfg.data.spec is None or Path(cfg.data.path).exists() else None
     if manifest and cfg.data.spec not in (None, manifest.spec):
         raise ValueError(f"{cfg.data.path} holds {manifest.spec!r}, but the configuration is for {cfg.data.spec!r}")
     spec = manifest.spec if manifest else cfg.data.spec
@@ -100,7 +101,10 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     # ------------------------------------------------------------------------------------------------ 1. run folder
     def claim() -> Path | None:
         for split in SPLITS:
-            manifest.check_shards(split)
+            if cfg.data.on_damage == "raise":
+                manifest.check_shards(split)
+            elif damage := manifest.damage(split):
+                print(f"attvae: {damage}: going on, since data.on_damage=skip", file=sys.stderr)
         folder.claim()
         return _where_to_start(cfg, folder, manifest)
 
@@ -122,21 +126,30 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     batches = train_batches(manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size)
     sums = ElboSums(cfg.model.num_layers, manifest.spec)
     evaluation = evaluation_of(averaged, cfg, manifest, world)
+    epoch = manifest.samples("train")
+    skips = Skips(world, cfg.data.skip_limit, epoch, resumed.state["skipped"] if resumed else 0)
     pictured = next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
 
-    def micro_loss(micro: Batch, beta: float, forward: nn.Module) -> Tensor:
+    def micro_loss(micro: Batch, beta: float, images: float, forward: nn.Module) -> Tensor:
+        """Of a micro-batch that stands for `images` valid ones: those of the global batch over its micro-batches."""
         positions = [int(p) for p in micro.positions]
         # Noise inside the model (noise_stddev) follows the position as well, so that a resumed run repeats it.
         torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE, 1 + positions[0]))
         noise = seeding.latent_noise(cfg.seed, Purpose.LATENT, [(p, 0) for p in positions], model.latent_shapes)
         elbo = forward(micro.x.to(world.device), [eps.to(world.device) for eps in noise])
-        sums.add(elbo)
-        return training_loss(
-            elbo.nll_nats,
-            elbo.kl_nats,
-            beta,
-            free_bits_nats=cfg.train.free_bits_nats,
-            balance_kl=cfg.train.balance_kl,
+        weights = micro.weights.to(world.device)
+        sums.add(elbo, weights)
+        return (
+            float(micro.weights.sum())
+            / images
+            * training_loss(
+                elbo.nll_nats,
+                elbo.kl_nats,
+                beta,
+                weights,
+                free_bits_nats=cfg.train.free_bits_nats,
+                balance_kl=cfg.train.balance_kl,
+            )
         )
 
     # -------------------------------------------------------------------------------------------------- 4. tracking
@@ -165,6 +178,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         state = {
             "samples_seen": samples_seen,
             "updates": engine.updates,
+            "skipped": skips.skipped,
             "wall_s": wall_s(),
             "seed": cfg.seed,
             "mlflow": folder.mlflow_run_id(),
@@ -181,10 +195,12 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         logged_at, logged_samples = time.monotonic(), samples_seen
         step = cfg.train.global_batch
         while samples_seen < cfg.train.samples:
-            lr, beta = _rates(cfg, samples_seen, manifest.samples("train"))
+            lr, beta = _rates(cfg, samples_seen, epoch)
             micros = [next(batches) for _ in range(batch.accumulation)]
-            grad_norm = engine.train_step([partial(micro_loss, micro, beta) for micro in micros], lr).grad_norm
             samples_seen += step
+            valid = skips.valid(micros, samples_seen) if cfg.data.on_damage == "skip" else step
+            images = max(valid, 1) / (world.size * batch.accumulation)
+            grad_norm = engine.train_step([partial(micro_loss, micro, beta, images) for micro in micros], lr).grad_norm
             last = samples_seen >= cfg.train.samples
 
             if last or schedule.due(samples_seen, cfg.train.log_every, step):
@@ -201,7 +217,8 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
                 trackers.metrics(
                     samples_seen,
                     figures.metrics("train")
-                    | {"train/grad_norm": grad_norm, "train/lr": lr, "train/beta": beta, "perf/images_per_s": rate},
+                    | {"train/grad_norm": grad_norm, "train/lr": lr, "train/beta": beta, "perf/images_per_s": rate}
+                    | ({"data/skipped": skips.skipped} if cfg.data.on_damage == "skip" else {}),
                 )
             looking = last or schedule.due(samples_seen, cfg.eval.every, step)
             saving = last or schedule.due(samples_seen, cfg.checkpoint.every, step)

@@ -4,13 +4,14 @@ The split is by index. The data set lists its writers one after the other, so th
 """
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 
+import sklearn
 from sklearn.datasets import load_digits
 
 from attvae.data.manifest import Split
 from attvae.spec import DataSpec
-from data_prep.writer import Dataset, Members, npy
+from data_prep.dataset import Dataset, Image
 
 INDICES: dict[Split, range] = {"train": range(1400), "val": range(1400, 1500), "test": range(1500, 1797)}
 
@@ -20,13 +21,26 @@ def dataset() -> Dataset:
         name="digits",
         version="1",
         source="sklearn.datasets.load_digits (UCI Optical Recognition of Handwritten Digits, test set)",
+        identity=f"scikit-learn {sklearn.__version__}",
         spec=DataSpec(height=8, width=8, channels=1, num_bits=5, max_value=16, binary=True),
-        splits={split: partial(_samples, indices) for split, indices in INDICES.items()},
+        format="raw",
+        splits={split: Digits(indices) for split, indices in INDICES.items()},
+        shard_samples=500,
     )
 
 
-def _samples(indices: range) -> Iterator[Members]:
-    digits = load_digits()
-    for index in indices:
-        pixels_HWC = digits.images[index].astype("uint8")[:, :, None]
-        yield {"npy": npy(pixels_HWC), "cls": str(digits.target[index]).encode()}
+@dataclass(frozen=True)
+class Digits:
+    """The digits at some indices of scikit-learn's arrays."""
+
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, numbers: range) -> Iterator[Image]:
+        digits = load_digits()
+        for number in numbers:
+            index = self.indices[number]
+            pixels_HWC = digits.images[index].astype("uint8")[:, :, None]
+            yield Image(pixels_HWC, label=str(digits.target[index]))

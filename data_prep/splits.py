@@ -4,7 +4,7 @@ A source's training images are put in one fixed random order; the last tenth of 
 without test images gives the tenth before that (again at most 10,000) to `test`. Shards thus hold mixed classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -66,3 +66,22 @@ def train_val_and_test(images: Images) -> dict[Split, Images]:
         "val": Chosen(images, order[-cut:]),
         "test": Chosen(images, order[-2 * cut : -cut]),
     }
+
+
+def complete(given: Mapping[Split, Images]) -> dict[Split, Images]:
+    """The splits that a source names, of which `train` must be one; those that it lacks are cut from train.
+
+    Where only `test` is lacking, it is what the rule cuts for val. All of train is put in the fixed order.
+    """
+    train = given["train"]
+    match "val" in given, "test" in given:
+        case True, True:
+            parts: dict[Split, Images] = {"train": Chosen(train, fixed_order(len(train)))}
+        case True, False:
+            cut = train_and_val(train)
+            parts = {"train": cut["train"], "test": cut["val"]}
+        case False, True:
+            parts = train_and_val(train)
+        case _:
+            parts = train_val_and_test(train)
+    return parts | {split: images for split, images in given.items() if split != "train"}

@@ -12,7 +12,7 @@ from golden.arrays import FOLDER, arrays, facts, nchw
 
 import attvae
 from attvae.spec import DataSpec
-from data_prep.writer import Dataset, npy, prepare
+from data_prep.writer import prepare
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -67,12 +67,8 @@ def test_loading_needs_torch_and_safetensors_alone(imported: Path) -> None:
 def test_evaluate_takes_the_export(imported: Path, tmp_path: Path) -> None:
     golden = arrays("cfg1_eval")
 
-    def samples() -> list[dict[str, bytes]]:
-        return [{"npy": npy(image.astype(np.uint8))} for image in golden["images"]]
-
-    spec = DataSpec(height=16, width=16, channels=3, num_bits=8, max_value=255)
-    splits = {"train": samples, "val": samples, "test": samples}
-    prepare(Dataset("golden", "1", "the golden images", spec, splits), tmp_path / "data")
+    images = ArrayImages(golden["images"].astype(np.uint8))
+    prepare(array_dataset(images, "golden"), tmp_path / "data")
     done = run("evaluate", imported, "--data", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("│ test NELBO  ")]

@@ -94,3 +94,20 @@ def test_the_bound_itself_is_never_balanced() -> None:
 
 def test_balancing_where_no_layer_tells_anything() -> None:
     assert training_loss(torch.ones(2), torch.zeros(3, 2), 0.5, balance_kl=True) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"free_bits_nats": 3.9}, {"balance_kl": True}])
+def test_an_image_of_weight_zero_leaves_the_loss_of_the_others(options: dict) -> None:
+    kl = torch.cat([KL[:, :1], KL + 5, KL[:, 1:]], dim=1)
+    nll = torch.tensor([10.0, 99.0, 77.0, 30.0], dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([1.0, 0, 0, 1], dtype=torch.float64)
+    loss = training_loss(nll, kl, 0.5, weights, **options)
+    alone = training_loss(nll[[0, 3]], KL, 0.5, **options)
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-14)
+    loss.backward()
+    assert nll.grad is not None
+    np.testing.assert_allclose(nll.grad, [0.5, 0, 0, 0.5], rtol=1e-14)
+
+
+def test_a_batch_in_which_nothing_counts_has_no_loss() -> None:
+    assert training_loss(torch.ones(2), torch.ones(3, 2), 0.5, torch.zeros(2)) == 0

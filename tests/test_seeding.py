@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from attvae.seeding import Purpose, generator, latent_noise, torch_seed
+from attvae.seeding import Purpose, generator, latent_noise, torch_seed, words
 
 SHAPES = [(4, 2, 2), (3, 5, 1), (2, 8, 8)]
 word = st.integers(0, 2**64 - 1)
@@ -23,6 +23,13 @@ def philox(seed: int, purpose: int, major: int, minor: int) -> np.random.Philox:
 def test_the_stream_is_philox_at_the_place(seed: int, purpose: Purpose, major: int, minor: int) -> None:
     found = generator(seed, purpose, major, minor).bit_generator.random_raw(9)
     assert found.tolist() == philox(seed, purpose, major, minor).random_raw(9).tolist()
+
+
+@given(word, st.sampled_from(Purpose), st.lists(st.tuples(word, word), min_size=1, max_size=5))
+def test_words_are_the_first_of_each_place(seed: int, purpose: Purpose, places: list[tuple[int, int]]) -> None:
+    major, minor = (np.array(column, np.uint64) for column in zip(*places, strict=True))
+    expected = [philox(seed, purpose, *place).random_raw(4).tolist() for place in places]
+    assert words(seed, purpose, major, minor).tolist() == expected
 
 
 def test_the_numbers_are_those_that_runs_were_made_with() -> None:

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Literal, Self
 
 import xxhash
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 
+from attvae.data.shard import Shard
+from attvae.data.source import LocalFolder, Source
 from attvae.spec import Config, DataSpec
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
 # Up to this size of a split, reading all of it before the training costs less than a second.
 HASHED_BYTES = 256 * 2**20
+# A tar member whose group has this name bears the XXH3 (64 bits, hex) of its content as the name of its owner.
+CHECKSUM_GROUP = "xxh3"
 
 Format = Literal["raw", "png", "jpg"]
 """How images are stored: `.npy` (height, width, channels), PNG, or JPEG."""
@@ -21,21 +25,13 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-class Shard(Config):
-    """A webdataset tar: its file name beside the manifest, its size, and the XXH3 (64 bits, hex) of its bytes."""
-
-    file: str = Field(pattern=r"^[^./\\][^/\\]*\.tar$")
-    samples: int = Field(gt=0)
-    bytes: int = Field(gt=0)
-    xxh3: str = Field(pattern=r"^[0-9a-f]{16}$")
-
-
 class Manifest(Config):
     """A prepared data set (design: names and formats).
 
     Attributes:
         version: of the rule that made the images; two versions of one name are not comparable.
         source: where the images come from, in words.
+        identity: of the source's files, as the preparation met them; None for tars that were there before.
         fingerprint: of spec and shards, so that equal fingerprints mean equal data.
         format: of the stored images.
         any_size: the stored images have sizes of their own; the loader crops and scales them to the spec.
@@ -45,12 +41,13 @@ class Manifest(Config):
     name: str
     version: str
     source: str
+    identity: str | None = None
     fingerprint: str
     spec: DataSpec
     format: Format = "raw"
     any_size: bool = False
     splits: dict[Split, tuple[Shard, ...]]
-    _folder: Path = PrivateAttr(default=Path())
+    _storage: Source = PrivateAttr()
 
     @model_validator(mode="after")
     def _fingerprint_fits(self) -> Self:
@@ -59,33 +56,40 @@ class Manifest(Config):
         return self
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The manifest in `folder`.
+    def read(cls, place: Path | Source) -> Self:
+        """The manifest in a folder of this machine, or in another source of shards.
 
         Raises:
             ValueError: no such folder or manifest, broken JSON, another format version, or entries that contradict
                 each other.
         """
-        path = folder / FILE
+        storage = LocalFolder(place) if isinstance(place, Path) else place
+        path, remedy = f"{storage.address}/{FILE}", _prepare(storage.address)
         try:
-            found = json.loads(path.read_bytes())
+            content = storage.read(FILE)
         except (FileNotFoundError, NotADirectoryError):
-            missing = "has no manifest.json" if folder.is_dir() else "does not exist"
-            raise ValueError(f"data folder {folder} {missing}: {_prepare(folder)}") from None
+            near = isinstance(storage, LocalFolder)
+            missing = "does not exist" if near and not Path(storage.address).is_dir() else "has no manifest.json"
+            raise ValueError(f"data folder {storage.address} {missing}: {remedy}") from None
+        try:
+            found = json.loads(content)
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}): {_prepare(folder)}") from None
+            raise ValueError(f"{path} is not JSON ({error}): {remedy}") from None
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format_version {version!r}, this attvae reads {FORMAT_VERSION}: {_prepare(folder)}"
-            )
+            raise ValueError(f"{path} has format_version {version!r}, this attvae reads {FORMAT_VERSION}: {remedy}")
         try:
             manifest = cls.model_validate(found)
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"{path} is damaged ({faults}): {_prepare(folder)}") from None
-        manifest._folder = folder
+            raise ValueError(f"{path} is damaged ({faults}): {remedy}") from None
+        manifest._storage = storage
         return manifest
+
+    @property
+    def storage(self) -> Source:
+        """Where the shards lie."""
+        return self._storage
 
     def shards(self, split: Split) -> tuple[Shard, ...]:
         """The shards of a split, in the order that numbers its samples.
@@ -102,29 +106,35 @@ class Manifest(Config):
         """Number of samples in a split."""
         return sum(shard.samples for shard in self.shards(split))
 
-    def path(self, shard: Shard) -> Path:
-        """Where a shard of this manifest lies."""
-        return self._folder / shard.file
+    def address(self, shard: Shard) -> str:
+        """Where a shard lies, for messages."""
+        return f"{self._storage.address}/{shard.file}"
 
-    def check_shards(self, split: Split) -> None:
-        """Compares the files of a split with the manifest: sizes, and the hashes too where the split is small.
+    def damage(self, split: Split) -> str | None:
+        """What is wrong with the files of a split: one that is missing, has another size, or another hash.
 
-        Raises:
-            ValueError: a shard is missing, cut short or changed.
+        Hashes are compared where the split is small and near.
         """
         shards = self.shards(split)
-        hashed = sum(shard.bytes for shard in shards) <= HASHED_BYTES
-        remedy = _prepare(self._folder, self.name)
+        sizes = self._storage.sizes([shard.file for shard in shards])
+        hashed = isinstance(self._storage, LocalFolder) and sum(shard.bytes for shard in shards) <= HASHED_BYTES
         for shard in shards:
-            path = self.path(shard)
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                raise ValueError(f"shard {path} is missing: {remedy}") from None
+            name, size = self.address(shard), sizes.get(shard.file)
+            if size is None:
+                return f"shard {name} is missing"
             if size != shard.bytes:
-                raise ValueError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}: {remedy}")
-            if hashed and (found := xxh3(path)) != shard.xxh3:
-                raise ValueError(f"shard {path} has XXH3 {found}, the manifest says {shard.xxh3}: {remedy}")
+                return f"shard {name} has {size} bytes, the manifest says {shard.bytes}"
+            if hashed and (found := xxh3(self._storage.open(shard))) != shard.xxh3:
+                return f"shard {name} has XXH3 {found}, the manifest says {shard.xxh3}"
+        return None
+
+    def check_shards(self, split: Split) -> None:
+        """
+        Raises:
+            ValueError: `damage` finds something.
+        """
+        if damage := self.damage(split):
+            raise ValueError(f"{damage}: {_prepare(self._storage.address, self.name)}")
 
 
 def fingerprint(spec: DataSpec, splits: dict[Split, tuple[Shard, ...]]) -> str:
@@ -136,14 +146,14 @@ def fingerprint(spec: DataSpec, splits: dict[Split, tuple[Shard, ...]]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def xxh3(path: Path) -> str:
-    """The XXH3 (64 bits, hex) of a file, as `xxhsum -H3` prints it."""
+def xxh3(path: Path | int) -> str:
+    """The XXH3 (64 bits, hex) of a file (or of a file descriptor, which it closes), as `xxhsum -H3` prints it."""
     digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _prepare(folder: Path, name: str = "NAME") -> str:
+def _prepare(folder: str, name: str = "NAME") -> str:
     return f"prepare it with `python -m data_prep {name} --out {folder}` (--help lists the names)"

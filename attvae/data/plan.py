@@ -2,8 +2,9 @@
 
 Training is one infinite stream. Global position p lies in epoch p // N at index p % N of N samples; a sample's id is
 its index in the split's shard order. An epoch permutes the shards, then the samples within windows of the permuted
-sequence. Ranks and workers take positions from this stream, so that their number changes nothing, and the number of
-samples seen is all there is to resume from.
+sequence: the shards of a window are read together and, but for those on its borders, in no other. Ranks and workers
+take positions from this stream, so that their number changes nothing, and the number of samples seen is all there is to
+resume from.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,14 +35,15 @@ class Plan:
     Args:
         shard_samples: the number of samples of each shard.
         window: samples that are shuffled together.
-        seed: of the run.
+        seed: of the run; None leaves every epoch in the order of the shards, for evaluation.
     """
 
-    def __init__(self, shard_samples: Sequence[int], window: int, seed: int) -> None:
+    def __init__(self, shard_samples: Sequence[int], window: int, seed: int | None) -> None:
         self._sizes = np.asarray(shard_samples, dtype=np.int64)
         self._ends = np.cumsum(self._sizes)
         self.samples = int(self._ends[-1])
         self._window = window
+        self._windows = -(-self.samples // window)  # of an epoch
         self._seed = seed
         # Positions ascend, so a batch meets at most a few windows and the border of two epochs.
         self._shard_order = lru_cache(maxsize=2)(self._permute_shards)
@@ -55,6 +57,8 @@ class Plan:
     def order(self, positions: Int64[ndarray, "b"]) -> tuple[Int64[ndarray, "b"], Int64[ndarray, "b"]]:
         """(epoch, sample id) at global positions of the training stream."""
         epochs, indices = np.divmod(positions, self.samples)
+        if self._seed is None:
+            return epochs, indices
         windows, offsets = np.divmod(indices, self._window)
         ids = np.empty_like(positions)
         for epoch, window in set(zip(epochs.tolist(), windows.tolist(), strict=True)):
@@ -62,12 +66,28 @@ class Plan:
             ids[here] = self._window_order(epoch, window)[offsets[here]]
         return epochs, ids
 
+    def window_of(self, position: int) -> int:
+        """The number of the window, counted from the beginning of the stream, that a global position lies in."""
+        epoch, index = divmod(position, self.samples)
+        return epoch * self._windows + index // self._window
+
+    def window_shards(self, window: int) -> Int64[ndarray, "w"]:
+        """The shards that a window, counted like this, reads."""
+        epoch, window = divmod(window, self._windows)
+        order = self._shard_order(epoch)
+        first, last = window * self._window, min((window + 1) * self._window, self.samples) - 1
+        from_place, to_place = np.searchsorted(order.ends, [first, last], side="right")
+        return order.shards[from_place : to_place + 1]
+
     def _permute_shards(self, epoch: int) -> ShardOrder:
+        if self._seed is None:
+            return ShardOrder(np.arange(len(self._sizes)), self._ends)
         shards = _permutation(len(self._sizes), self._seed, epoch, 0)
         return ShardOrder(shards, np.cumsum(self._sizes[shards]))
 
     def _permute_window(self, epoch: int, window: int) -> Int64[ndarray, "w"]:
-        """The sample ids of a window, in the order in which they are seen."""
+        """The sample ids of a window of an epoch, in the order in which they are seen."""
+        assert self._seed is not None
         order = self._shard_order(epoch)
         first = window * self._window
         length = min(self._window, self.samples - first)
@@ -91,10 +111,14 @@ def train_positions(
         yield np.arange(first, first + micro_batch)
 
 
-def eval_ids(
+def eval_positions(
     samples: int, batch_size: int, rank: int, world_size: int, worker: int, workers: int
 ) -> Iterator[Int64[ndarray, "b"]]:
-    """The sample ids of the batches that one worker of one rank makes: over all of them, each sample exactly once."""
-    ids = np.arange(rank, samples, world_size)
-    for first in range(worker * batch_size, len(ids), workers * batch_size):
-        yield ids[first : first + batch_size]
+    """The positions of the batches that one worker of one rank makes: over all of them, each sample exactly once.
+
+    Ranks have batches of equal number and sizes, as collective steps need; positions from `samples` on are padding, at
+    most one a rank.
+    """
+    positions = np.arange(-(-samples // world_size)) * world_size + rank
+    for first in range(worker * batch_size, len(positions), workers * batch_size):
+        yield positions[first : first + batch_size]

@@ -49,6 +49,13 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def gather(self, value: T) -> list[T]:
+        """The value of each rank, on all ranks; plain values of our own only. Collective."""
+        values: list[T] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on rank 0, on all ranks. Collective.
 

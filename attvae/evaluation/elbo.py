@@ -47,9 +47,10 @@ class ElboSums:
         self._spec = spec
         self._sums = torch.zeros(2 + layers, dtype=torch.float64)  # images, nll, kl of each layer
 
-    def add(self, elbo: Elbo) -> None:
-        parts = torch.cat([elbo.nll_nats.detach()[None], elbo.kl_nats.detach()]).double().sum(dim=1)
-        self._sums += torch.cat([parts.new_tensor([elbo.nll_nats.shape[0]]), parts]).cpu()
+    def add(self, elbo: Elbo, weights: Tensor) -> None:
+        """Adds a batch; `weights` [B] are 1, or 0 for images that do not count."""
+        parts = torch.cat([torch.ones_like(elbo.nll_nats)[None], elbo.nll_nats.detach()[None], elbo.kl_nats.detach()])
+        self._sums += (parts.double() @ weights.to(parts.device).double()).cpu()
 
     def figures(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> ElboFigures:
         """The means over all ranks' images. Collective."""
@@ -68,17 +69,20 @@ class ElboSums:
 @torch.no_grad()
 def evaluate_elbo(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, list[Tensor]]],
+    batches: Iterable[tuple[Tensor, list[Tensor], Tensor]],
     *,
     layers: int,
     spec: DataSpec,
     sum_over_ranks: Callable[[Tensor], Tensor],
 ) -> ElboFigures:
-    """Means over all images of this rank's (x [B, C, H, W], noise) batches and the other ranks' alike. Collective."""
+    """Means over all images of this rank's (x [B, C, H, W], noise, weights [B]) batches and the other ranks' alike.
+
+    Collective.
+    """
     was_training = model.training
     model.eval()
     sums = ElboSums(layers, spec)
-    for x, noise in batches:
-        sums.add(model(x, noise))
+    for x, noise, weights in batches:
+        sums.add(model(x, noise), weights)
     model.train(was_training)
     return sums.figures(sum_over_ranks)

@@ -61,9 +61,10 @@ def test_jpeg(extension: str) -> None:
         (sample("npy", b""), RGB, r"magic"),
         (sample("npy", npy(np.zeros((4, 6, 3), object))), RGB, r"expected plain numbers"),
         (sample("npy", npy(np.asfortranarray(np.zeros((4, 6, 3), np.uint8)))), RGB, r"Fortran order True"),
-        (sample("png", picture(np.zeros((4, 6), np.uint8), "PNG")), RGB, r"found uint8 \(4, 6, 1\)"),
+        (sample("png", picture(np.zeros((5, 6), np.uint8), "PNG")), RGB, r"found uint8 \(5, 6, 3\)"),
+        (sample("png", picture(np.arange(72, dtype=np.uint8).reshape(4, 6, 3), "PNG")), GREY, r"channels"),
         (sample("png", picture(np.arange(72, dtype=np.uint8).reshape(4, 6, 3), "PNG")[:50]), RGB, r"truncated"),
-        (sample("png", b"no picture"), RGB, r"cannot identify"),
+        (sample("png", b"no picture"), RGB, r"no image file"),
     ],
 )
 def test_what_is_not_the_image_of_the_spec_is_named(broken: Sample, spec: DataSpec, complaint: str) -> None:
@@ -76,3 +77,14 @@ def test_a_flipped_bit_in_a_png(rgb: np.ndarray) -> None:
     content[content.index(b"IDAT") + 10] ^= 1
     with pytest.raises(ValueError, match="sample 000000003"):
         decode(sample("png", bytes(content)), RGB)
+
+
+def test_images_of_any_size_are_scaled_where_that_is_wanted() -> None:
+    """The centre square of 8 × 12 is columns 2 to 9; its boxes are of 2 × 2."""
+    large = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    square = RGB.model_copy(update={"width": 4})
+    pixels = decode(sample("png", picture(large, "PNG")), square, scale=True)["pixels"]
+    boxes = large[:, 2:10].reshape(4, 2, 4, 2, 3).astype(int).sum((1, 3))
+    assert np.abs(pixels - boxes / 4).max() <= 0.5
+    with pytest.raises(ValueError, match=r"found uint8 \(8, 12, 3\)"):
+        decode(sample("png", picture(large, "PNG")), square)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,23 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from attvae.data.config import DataConfig
-from attvae.data.loader import Batch, eval_batches, train_batches
+from attvae.data.loader import Batch, eval_batches, open_manifest, run, train_batches, train_pipeline
 from attvae.data.manifest import Manifest
+from attvae.data.shard import DamagedError
 
 Prepare = Callable[..., Manifest]
 
 
 def join(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
+    *columns, damaged = zip(*batches, strict=True)
+    return Batch(*(torch.cat(column) for column in columns), sum(damaged, ()))
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True)) and a.damaged == b.damaged
+
+
+def rows(batch: Batch, where: slice | torch.Tensor) -> Batch:
+    return Batch(*(column[where] for column in batch[:4]), batch.damaged)
 
 
 def stream(
@@ -68,17 +76,88 @@ def test_an_epoch_holds_each_image_once(prepare_images: Prepare, images: np.ndar
     assert np.array_equal(seen.x.numpy(), images[seen.ids.numpy()].transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_the_stream_is_the_same_for_any_ranks_and_workers(
     prepare_images: Prepare, images: np.ndarray, config: DataConfig, ranks: int, workers: int
 ) -> None:
-    """With flips and binarisation on, over more than two epochs."""
+    """With flips, crops and binarisation on, over three epochs of five shards: fewer than most ranks × workers."""
     manifest = prepare_images(images, binary=True)
-    alone = stream(manifest, config, samples=60)
-    assert alone.positions.tolist() == list(range(60))
-    spread = stream(manifest, config.model_copy(update={"workers": workers}), samples=60, ranks=ranks)
+    config = config.model_copy(update={"crop_pad": 1})
+    alone = stream(manifest, config, samples=72, batch=24)
+    assert alone.positions.tolist() == list(range(72))
+    spread = stream(manifest, config.model_copy(update={"workers": workers}), samples=72, ranks=ranks, batch=24)
     assert equal(spread, alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_image_files_come_in_the_same_stream_as_raw_pixels(
+    prepare_images: Prepare, images: np.ndarray, config: DataConfig, ranks: int, workers: int, tmp_path: Path
+) -> None:
+    raw = stream(prepare_images(images), config, samples=60)
+    shutil.rmtree(tmp_path / "images")
+    png = prepare_images(images, format="png")
+    config = config.model_copy(update={"workers": workers})
+    assert equal(stream(png, config, samples=60, ranks=ranks), raw)
+
+
+def test_a_stage_between_decode_and_collate(prepare_images: Prepare, images: np.ndarray, config: DataConfig) -> None:
+    """As webdataset's users put it there: a function of a sample's dictionary."""
+    manifest = prepare_images(images, format="png")
+    pipeline = train_pipeline(manifest, config, 0, 0, 12, 0, 1)
+    plain = next(run(pipeline, 0))
+
+    def invert(sample: dict) -> dict:
+        return sample | {"pixels": 255 - sample["pixels"]}
+
+    pipeline.pipeline.insert(2, wds.map(invert))
+    inverted = next(run(pipeline, 0))
+    assert torch.equal(inverted.x, 255 - plain.x)
+    assert torch.equal(inverted.ids, plain.ids)
+
+
+def test_larger_images_are_scaled_to_the_size_that_a_run_states(
+    prepare_images: Prepare, config: DataConfig, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    prepare_images(images)
+    manifest = open_manifest(config.model_copy(update={"size": 4}))
+    assert manifest.spec.shape == (3, 4, 4)
+    x = join(whole(manifest, config)).x.numpy().transpose(0, 2, 3, 1)
+    assert np.abs(x - images.reshape(6, 4, 2, 4, 2, 3).astype(int).sum((2, 4)) / 4).max() <= 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("format", ["raw", "png"])
+def test_damaged_samples_have_no_weight_where_they_are_to_be_skipped(
+    prepare_images: Prepare, images: np.ndarray, config: DataConfig, format: str, workers: int, tmp_path: Path
+) -> None:
+    """A shard that is cut, one that is missing, and a flipped bit: 2 + 5 + 1 of 23 images."""
+    manifest = prepare_images(images, format=format)
+    config = config.model_copy(update={"workers": workers, "flip": "none"})
+    whole_stream = stream(manifest, config, samples=69, batch=23)
+    extension = {"raw": "npy", "png": "png"}[format]
+    cut, missing, flipped = (tmp_path / "images" / f"train-00000{number}.tar" for number in (1, 2, 3))
+    os.truncate(cut, cut.read_bytes().index(f"000000008.{extension}".encode()) + 530)
+    missing.unlink()
+    content = bytearray(flipped.read_bytes())
+    content[content.index(f"000000016.{extension}".encode()) + 512 + 40] ^= 1
+    flipped.write_bytes(content)
+
+    with pytest.raises(DamagedError, match=r"train-00000[123]\.tar"):
+        stream(manifest, config, samples=69, batch=23)
+    found = stream(manifest, config.model_copy(update={"on_damage": "skip"}), samples=69, batch=23)
+    lost = {8, 9, *range(10, 15), 16}
+    assert torch.equal(found.ids, whole_stream.ids)
+    assert found.weights.tolist() == [float(i not in lost) for i in found.ids.tolist()]
+    sound = found.weights == 1
+    assert torch.equal(found.x[sound], whole_stream.x[sound])
+    stand_ins = {image.numpy().tobytes() for image in found.x[~sound]}
+    assert stand_ins <= {image.numpy().tobytes() for image in found.x[sound]}
+    for name in ("train-000001.tar is cut off", "train-000002.tar is missing", "train-000003.tar, sample 000000016"):
+        assert any(name in message for message in found.damaged)
+    assert len(set(found.damaged)) == 3
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
@@ -88,7 +167,7 @@ def test_starting_anywhere_equals_no_interruption(digits: Path, start: int, batc
     config = DataConfig(path=digits, window=100, flip="horizontal")
     through = stream(manifest, config, samples=start + 2 * batch, seed=seed, batch=1)
     resumed = stream(manifest, config, samples=2 * batch, start=start, seed=seed, batch=batch)
-    assert equal(resumed, Batch(*(column[start:] for column in through)))
+    assert equal(resumed, rows(through, slice(start, None)))
 
 
 def test_seeds_differ_and_one_seed_repeats(prepare_images: Prepare, images: np.ndarray, config: DataConfig) -> None:
@@ -130,7 +209,9 @@ def test_evaluation_meets_each_image_once_unchanged(
     prepare_images: Prepare, images: np.ndarray, config: DataConfig, ranks: int, workers: int
 ) -> None:
     batches = whole(prepare_images(images), config.model_copy(update={"workers": workers}), ranks=ranks)
-    found = join(batches)
+    padded = join(batches)
+    assert len(padded.ids) == -(-23 // ranks) * ranks
+    found = rows(padded, padded.weights == 1)
     assert sorted(found.ids.tolist()) == list(range(23))
     assert torch.equal(found.positions, found.ids)
     assert np.array_equal(found.x.numpy(), images[found.ids.numpy()].transpose(0, 3, 1, 2))
@@ -141,7 +222,8 @@ def test_evaluation_meets_each_image_once_unchanged(
 
 def test_more_ranks_and_workers_than_images(prepare_images: Prepare, images: np.ndarray, config: DataConfig) -> None:
     batches = whole(prepare_images(images[:2]), config.model_copy(update={"workers": 2}), ranks=3)
-    assert [batch.ids.tolist() for batch in batches] == [[0], [1]]
+    assert [batch.ids.tolist() for batch in batches] == [[0], [1], [1]]
+    assert [batch.weights.tolist() for batch in batches] == [[1], [1], [0]]
 
 
 def test_a_draw_of_evaluation_depends_on_the_image_alone(
@@ -151,6 +233,7 @@ def test_a_draw_of_evaluation_depends_on_the_image_alone(
     reference = join(whole(manifest, config))
     assert equal(reference, join(whole(manifest, config, batch=5)))
     spread = join(whole(manifest, config, ranks=2))
+    spread = rows(spread, spread.weights == 1)
     assert torch.equal(spread.x[spread.ids.argsort()], reference.x)
     draws = torch.stack([join(whole(manifest, config, draw=draw)).x for draw in range(20)]).double()
     p = torch.from_numpy(images.transpose(0, 3, 1, 2) / 255)
@@ -173,16 +256,19 @@ def test_digits_are_scikit_learns(digits: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_errors_keep_their_message(
-    prepare_images: Prepare, images: np.ndarray, config: DataConfig, workers: int
+    prepare_images: Prepare, images: np.ndarray, config: DataConfig, workers: int, tmp_path: Path
 ) -> None:
     manifest = prepare_images(images)
     config = config.model_copy(update={"workers": workers})
-    damaged = manifest.path(manifest.shards("train")[2])
-    os.truncate(damaged, 3000)
-    with pytest.raises(ValueError, match=r"^shard \S*/train-000002\.tar (is damaged|holds 1 samples)"):
+    damaged = tmp_path / "images" / "train-000002.tar"
+    os.truncate(damaged, 2500)
+    with pytest.raises(
+        DamagedError,
+        match=r"^shard \S*/train-000002\.tar is damaged after 1 samples .cut off within a header.: prepare the data",
+    ):
         stream(manifest, config, samples=60)
     damaged.unlink()
-    with pytest.raises(ValueError, match=r"^shard \S*/train-000002\.tar is missing: prepare the data again$"):
+    with pytest.raises(DamagedError, match=r"^shard \S*/train-000002\.tar is missing: prepare the data again$"):
         stream(manifest, config, samples=60)
 
 

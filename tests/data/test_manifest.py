@@ -15,7 +15,7 @@ def prepared(prepare_images: Callable[..., Manifest], images: np.ndarray) -> Man
 
 
 def edit(found: Manifest, change: Callable[[dict], object]) -> Path:
-    path = found.path(found.shards("train")[0]).with_name("manifest.json")
+    path = Path(found.storage.address) / "manifest.json"
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -71,7 +71,7 @@ def test_an_absent_split_names_those_that_are_there(prepared: Manifest) -> None:
 
 def test_check_shards(prepared: Manifest) -> None:
     prepared.check_shards("train")
-    path = prepared.path(prepared.shards("train")[2])
+    path = Path(prepared.address(prepared.shards("train")[2]))
     content = path.read_bytes()
 
     path.write_bytes(content[:-1])

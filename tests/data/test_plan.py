@@ -1,12 +1,13 @@
 import time
 import tracemalloc
+from itertools import zip_longest
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attvae.data.plan import Plan, eval_ids, train_positions
+from attvae.data.plan import Plan, eval_positions, train_positions
 
 shard_sizes = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 windows = st.integers(1, 60)
@@ -111,12 +112,34 @@ def test_ranks_and_workers_deal_one_stream(start: int, micro_batch: int, world_s
 
 
 @given(st.integers(1, 50), st.integers(1, 7), st.integers(1, 8), st.integers(1, 4))
-def test_evaluation_meets_each_sample_once(samples: int, batch_size: int, world_size: int, workers: int) -> None:
-    batches = [
-        batch
-        for rank in range(world_size)
-        for worker in range(workers)
-        for batch in eval_ids(samples, batch_size, rank, world_size, worker, workers)
-    ]
-    assert sorted(np.concatenate(batches).tolist()) == list(range(samples))
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
+def test_evaluation_meets_each_sample_once_in_steps_that_all_ranks_share(
+    samples: int, batch_size: int, world_size: int, workers: int
+) -> None:
+    def batches(rank: int) -> list[np.ndarray]:
+        dealt = [list(eval_positions(samples, batch_size, rank, world_size, w, workers)) for w in range(workers)]
+        return [batch for turn in zip_longest(*dealt) for batch in turn if batch is not None]
+
+    ranks = [batches(rank) for rank in range(world_size)]
+    assert len({tuple(map(len, rank)) for rank in ranks}) == 1
+    assert all(1 <= len(batch) <= batch_size for rank in ranks for batch in rank)
+    positions = sorted(np.concatenate([batch for rank in ranks for batch in rank]).tolist())
+    assert positions == list(range(len(positions)))
+    assert samples <= len(positions) < samples + world_size
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 30), st.sampled_from([None, 5]))
+def test_the_shards_of_a_window_are_announced(sizes: list[int], window: int, seed: int | None) -> None:
+    plan = Plan(sizes, window, seed)
+    read: dict[int, set[int]] = {}
+    for position in range(2 * plan.samples):
+        _, ids = plan.order(np.array([position]))
+        read.setdefault(plan.window_of(position), set()).add(int(plan.locate(ids)[0][0]))
+    for number, shards in read.items():
+        assert set(plan.window_shards(number).tolist()) == shards
+    assert sorted(read) == list(range(len(read)))
+
+
+def test_without_a_seed_the_order_is_that_of_the_shards() -> None:
+    epochs, ids = Plan([3, 4], 2, seed=None).order(np.arange(14))
+    assert epochs.tolist() == [0] * 7 + [1] * 7
+    assert ids.tolist() == [*range(7), *range(7)]

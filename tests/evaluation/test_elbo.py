@@ -32,10 +32,10 @@ class Quadratic(nn.Module):
         return Parts(nll, kl, nll + kl.sum(dim=0))
 
 
-def batches(size: int, start: int = 0, end: int = 100) -> Iterator[tuple[Tensor, list[Tensor]]]:
+def batches(size: int, start: int = 0, end: int = 100) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
     for first in range(start, end, size):
         rows = slice(first, min(first + size, end))
-        yield IMAGES[rows], list(NOISE[rows].unbind(1))
+        yield IMAGES[rows], list(NOISE[rows].unbind(1)), torch.ones(rows.stop - first)
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -68,12 +68,26 @@ def test_batch_size_does_not_matter() -> None:
     np.testing.assert_allclose(numbers(evaluate(7)), numbers(evaluate(64)), rtol=1e-10)
 
 
+def test_images_of_weight_zero_count_nowhere() -> None:
+    def padded() -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+        for x, noise, weights in batches(7):
+            yield (
+                torch.cat([torch.full((2, *SPEC.shape), 3.0).double(), x]),
+                [torch.cat([torch.full((2,), 9.0).double(), eps]) for eps in noise],
+                torch.cat([torch.zeros(2), weights]),
+            )
+
+    figures = evaluate_elbo(Quadratic(), padded(), layers=LAYERS, spec=SPEC, sum_over_ranks=alone)
+    assert figures.images == 100
+    np.testing.assert_allclose(numbers(figures), expected(), rtol=1e-12)
+
+
 def test_the_sums_are_double_whatever_the_model_gives() -> None:
     """A thousand million nats and many small ones, which float32 would lose within a batch and over batches."""
     sums = ElboSums(1, SPEC)
     for first in (1e9, *[0.25] * 1000):
         nll = torch.tensor([first] + [0.25] * 99)
-        sums.add(Parts(nll, torch.zeros(1, 100), nll))
+        sums.add(Parts(nll, torch.zeros(1, 100), nll), torch.ones(100))
     assert sums.figures(alone).nll_nats == pytest.approx((1e9 + 0.25 * 100_099) / 100_100, rel=1e-13)
 
 
