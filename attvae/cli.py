@@ -143,7 +143,7 @@ def bench_data(
     repeats: Annotated[int, typer.Option(help="Epochs of each measurement.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Images of a batch.")] = 128,
     keep: Annotated[
-        Path | None, typer.Option(help="Make the images here, leave them, use those that are here (40 GB).")
+        Path | None, typer.Option(help="Make the images here, leave them, use those that are here (20 GB).")
     ] = None,
 ) -> None:
     """Loader throughput: attvae's, webdataset's own pipeline, a folder of image files under torch's DataLoader."""

@@ -16,6 +16,7 @@ from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
 from attvae.data.loader import Batch, eval_batches, open_manifest, train_batches
 from attvae.data.manifest import SPLITS, Manifest
+from attvae.data.to_device import to_device
 from attvae.engine.batch import BatchPlan, divide
 from attvae.engine.plain import PlainEngine
 from attvae.engine.protocol import Engine
@@ -123,7 +124,10 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     engine = _engine(cfg, model, world, batch, resumed)
 
     # ------------------------------------------------------------------------------------------------------ 3. data
-    batches = train_batches(manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size)
+    batches = to_device(
+        train_batches(manifest, cfg.data, cfg.seed, samples_seen, batch.micro_batch, world.rank, world.size),
+        world.device,
+    )
     sums = ElboSums(cfg.model.num_layers, manifest.spec)
     evaluation = evaluation_of(averaged, cfg, manifest, world)
     epoch = manifest.samples("train")
@@ -136,7 +140,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         # Noise inside the model (noise_stddev) follows the position as well, so that a resumed run repeats it.
         torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE, 1 + positions[0]))
         noise = seeding.latent_noise(cfg.seed, Purpose.LATENT, [(p, 0) for p in positions], model.latent_shapes)
-        elbo = forward(micro.x.to(world.device), [eps.to(world.device) for eps in noise])
+        elbo = forward(micro.x, [eps.to(world.device) for eps in noise])
         weights = micro.weights.to(world.device)
         sums.add(elbo, weights)
         return (

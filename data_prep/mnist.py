@@ -5,9 +5,9 @@ t10k; `val` is cut from the training images (`splits`). Grey levels are probabil
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -76,23 +76,21 @@ def _open(images: Path, labels: Path) -> Arrays:
 
 def _read_idx(path: Path, magic: int) -> UInt8[ndarray, "..."]:
     """The array in an idx file: its magic number and lengths as big-endian integers of 32 bits, then its bytes."""
-    dimensions = magic & 0xFF
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
-            file = cast(BinaryIO, opened)
-            header = np.frombuffer(file.read(4 * (1 + dimensions)), ">u4").tolist()
-            if header[:1] != [magic] or len(header) != 1 + dimensions:
-                began = f"begins with {header[0]:#x}" if header else "is empty"
-                raise ValueError(f"{path} is no idx file of {dimensions} dimensions: it {began}, expected {magic:#x}")
-            shape = header[1:]
-            claimed = int(np.prod(shape, dtype=object))
-            # What is there, not what is claimed, is taken into memory; and one byte more would be one too many.
-            content = file.read(claimed + 1)
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}): get it again") from None
-    if len(content) != claimed:
-        there = f"only {len(content)}" if len(content) < claimed else "more"
+    dimensions = magic & 0xFF
+    begins = 4 * (1 + dimensions)
+    if len(content) < begins or not content.startswith(magic.to_bytes(4, "big")):
         raise ValueError(
-            f"{path} claims {shape[0]} samples, {claimed} bytes, but has {there}: it is damaged, get it again"
+            f"{path} is no idx file of {dimensions} dimensions: it has {len(content)} bytes and begins with "
+            f"0x{content[:4].hex()}, expected 0x{magic:08x}"
         )
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    lengths = np.frombuffer(content[4:begins], ">u4").tolist()
+    claimed, there = math.prod(lengths), len(content) - begins
+    if there != claimed:
+        raise ValueError(
+            f"{path} claims {lengths[0]} samples, {claimed} bytes, but has {there}: it is damaged, get it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=begins).reshape(lengths)

@@ -36,7 +36,7 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], address: str) 
         remote: Any = ray.remote(_run)
         shared = ray.put(work)
         waiting = iter(tasks)
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         # Two tasks for each processor: none of them waits, and the cluster's memory of tasks stays small.
         running = [remote.remote(shared, task) for task in islice(waiting, 2 * int(resources["CPU"]))]
         while running:

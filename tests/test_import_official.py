@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from array_images import ArrayImages, array_dataset
 from golden.arrays import FOLDER, arrays, facts, nchw
 
 import attvae
-from attvae.spec import DataSpec
 from data_prep.writer import prepare
 
 

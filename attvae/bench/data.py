@@ -125,7 +125,7 @@ def epoch(batches: Iterable[Any], images: int, shape: tuple[int, int, int]) -> E
     Raises:
         RuntimeError: the batches are not contiguous uint8 of this shape, or hold not every image once.
     """
-    delivered: list[Int64[ndarray, b]] = []
+    delivered: list[ndarray] = []
     probe = count = 0
     start = time.perf_counter()
     for x, numbers, *_ in batches:
