@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-slow check check-all setup
+.PHONY: demo test test-slow test-ray check check-all setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -19,6 +19,10 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 600
 
+# On real Ray clusters of this machine.
+test-ray: $(READY)
+	$(BIN)/pytest -m ray --timeout 300
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +36,6 @@ demo: $(READY)
 		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml
 
 # Everything, also what takes too long for CI.
-check-all: check test test-slow demo
+check-all: check test test-slow test-ray demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml

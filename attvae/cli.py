@@ -42,15 +42,18 @@ def main(
 
 @contextmanager
 def _bad_input(*, found_by_all: bool) -> Iterator[None]:
-    """Turns a ValueError into one message and exit code 2; what all ranks find alike, the first one says."""
+    """Turns a ValueError into one message and exit code 2, a ConnectionError into one and exit code 1.
+
+    What all ranks find alike, the first one says.
+    """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         if RANK == 0 or not found_by_all:
             print(f"attvae{f' (rank {RANK})' if RANK else ''}: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(SILENT_S)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
 
 @app.command()
@@ -88,7 +91,7 @@ def train(
         if RANK == 0:
             show_plan(planned, RANKS)
         return
-    from attvae.engine.rendezvous import FailedOnFirstRankError
+    from attvae.engine.rendezvous import FailedOnAnotherRankError
 
     try:
         with _bad_input(found_by_all=False):
@@ -97,7 +100,7 @@ def train(
         if RANK == 0:
             print(f"attvae: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
-    except FailedOnFirstRankError:
+    except FailedOnAnotherRankError:
         time.sleep(SILENT_S)
         raise typer.Exit(2) from None
     if RANK == 0:
@@ -110,7 +113,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Prepared data set for an exported model.")] = None,
 ) -> None:
     """Figures on the test split: of a run's newest checkpoint with its EMA weights, or of an exported model."""
-    from attvae.engine.rendezvous import join, leave
+    from attvae.engine.rendezvous import FailedOnAnotherRankError, join, leave
     from attvae.evaluate import evaluate_export, evaluate_run
     from attvae.export import is_export
     from attvae.show import show_figures
@@ -118,11 +121,15 @@ def evaluate(
     with _bad_input(found_by_all=True):
         if is_export(trained) == (data is None):
             raise ValueError(f"{trained}: --data goes with an exported model, which needs it; a run knows its data")
-        try:
+    try:
+        with _bad_input(found_by_all=False):
             world = join()
             figures = evaluate_export(trained, data, world) if data else evaluate_run(trained, world)
-        finally:
-            leave()
+    except FailedOnAnotherRankError:
+        time.sleep(SILENT_S)
+        raise typer.Exit(2) from None
+    finally:
+        leave()
     if RANK == 0:
         show_figures(str(trained), figures)
 

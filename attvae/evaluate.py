@@ -1,6 +1,7 @@
 """The figures of a trained model: composes data, model and evaluators."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,9 +50,10 @@ class Evaluation(NamedTuple):
 
     def _batches(self, split: Split) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         for draw in range(self.draws):
-            for batch in eval_batches(
+            batches = eval_batches(
                 self.manifest, self.data, split, EVALUATION_SEED, draw, self.batch, self.world.rank, self.world.size
-            ):
+            )
+            while (batch := self.world.all_or_none(partial(next, batches, None))) is not None:
                 yield *with_evaluation_noise(self.model, batch.x, batch.ids, draw, self.world.device), batch.weights
 
 
@@ -79,7 +81,10 @@ def final_figures(evaluation: Evaluation) -> dict[str, Any]:
     if manifest.spec.num_bits == 8 and manifest.spec.channels in (1, 3) and not manifest.spec.binary:
         figures["codecs_bits_per_dim"] = {
             codec: codec_bits_per_dim(
-                (batch.x for batch in eval_batches(manifest, evaluation.data, "test", EVALUATION_SEED, 0, 100, 0, 1)),
+                (
+                    batch.x[batch.weights > 0]
+                    for batch in eval_batches(manifest, evaluation.data, "test", EVALUATION_SEED, 0, 100, 0, 1)
+                ),
                 manifest.spec,
                 codec,
             )

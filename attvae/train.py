@@ -84,10 +84,12 @@ def train(planned: Plan, out: Path) -> None:
 
     Raises:
         ValueError: bad input; the message names the thing and the remedy.
+        ConnectionError: remote data stayed silent.
+        FailedOnAnotherRankError: in place of these, where another rank says it.
         DivergedError: the training left the finite numbers.
     """
     end_with_launcher()
-    world = join()
+    world = join(patience_s=planned.cfg.data.retry_s)  # of a rank whose shard does not come
     try:
         _train(planned, RunFolder(out), world)
     finally:
@@ -132,7 +134,9 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
     evaluation = evaluation_of(averaged, cfg, manifest, world)
     epoch = manifest.samples("train")
     skips = Skips(world, cfg.data.skip_limit, epoch, resumed.state["skipped"] if resumed else 0)
-    pictured = next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
+    pictured = world.all_or_none(
+        lambda: next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
+    )
 
     def micro_loss(micro: Batch, beta: float, images: float, forward: nn.Module) -> Tensor:
         """Of a micro-batch that stands for `images` valid ones: those of the global batch over its micro-batches."""
@@ -200,7 +204,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         step = cfg.train.global_batch
         while samples_seen < cfg.train.samples:
             lr, beta = _rates(cfg, samples_seen, epoch)
-            micros = [next(batches) for _ in range(batch.accumulation)]
+            micros = world.all_or_none(lambda: [next(batches) for _ in range(batch.accumulation)])
             samples_seen += step
             valid = skips.valid(micros, samples_seen) if cfg.data.on_damage == "skip" else step
             images = max(valid, 1) / (world.size * batch.accumulation)

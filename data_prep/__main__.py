@@ -13,7 +13,7 @@ from data_prep.writer import prepare, prepare_unpacked
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the shards and manifest.json.")]
-Src = Annotated[Path, typer.Option(help="The data as they are distributed.")]
+Src = Annotated[Path, typer.Option(resolve_path=True, help="The data as they are distributed.")]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the shards and manifest.json; data/ and the data set's name by default.")
 ]

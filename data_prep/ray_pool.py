@@ -1,7 +1,7 @@
 """Work spread over a Ray cluster. The only importer of ray here."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def spread(work: Callable[[Task], Result], tasks: Sequence[Task], address: str) -> Iterator[Result]:
+def spread(work: Callable[[Task], Result], tasks: Sequence[Task], address: str) -> Generator[Result, None, None]:
     """What `work` gives for each task, whichever is done first.
 
     The cluster receives `work` once, with all that is bound to it. Its hosts need this package, and every path in

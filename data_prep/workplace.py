@@ -16,7 +16,7 @@ def alone_in(out: Path) -> Iterator[Path]:
     """Makes the folder and keeps other processes, on any host that shares it, from preparing into it.
 
     Yields:
-        A folder in it for temporary files, not made yet. After a failure they stay for the next try.
+        A folder in it for temporary files, not made yet. They stay for the next try where the machine failed.
 
     Raises:
         ValueError: another process is preparing into it.
@@ -25,8 +25,15 @@ def alone_in(out: Path) -> Iterator[Path]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / LOCK
     with _locked(path):
-        yield out / WORK
-        shutil.rmtree(out / WORK, ignore_errors=True)
+        useful = False
+        try:
+            yield out / WORK
+        except (OSError, KeyboardInterrupt):
+            useful = True
+            raise
+        finally:
+            if not useful:
+                shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 @contextmanager

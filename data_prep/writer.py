@@ -3,8 +3,8 @@
 import errno
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -81,10 +81,12 @@ def _write(dataset: Dataset, out: Path, workers: int, ray: str | None, replaced:
         if reports:
             print(f"going on: {len(reports):,} of {len(reports) + len(waiting):,} shards are there")
         progress = Progress(sum(preparation.images.values()), sum(report.images for report in reports))
-        for report in _spread(partial(write_shard, dataset, out), waiting, workers, ray):
-            record(report)
-            reports.append(report)
-            progress.add(report.images, report.bytes)
+        # Workers on other hosts have working folders of their own.
+        with closing(_spread(partial(write_shard, dataset, out.resolve()), waiting, workers, ray)) as written:
+            for report in written:
+                record(report)
+                reports.append(report)
+                progress.add(report.images, report.bytes)
         progress.close()
         reports.sort(key=lambda report: (list(dataset.splits).index(report.place.split), report.place.number))
         _complete(dataset, out, reports)
@@ -92,7 +94,7 @@ def _write(dataset: Dataset, out: Path, workers: int, ray: str | None, replaced:
 
 def _spread(
     write: Callable[[Place], ShardReport], waiting: Sequence[Place], workers: int, ray: str | None
-) -> Iterator[ShardReport]:
+) -> Generator[ShardReport, None, None]:
     if ray is None:
         return process_pool.spread(write, waiting, workers)
     from data_prep import ray_pool

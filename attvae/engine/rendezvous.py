@@ -26,8 +26,8 @@ def rank_from_environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-class FailedOnFirstRankError(RuntimeError):
-    """Rank 0 has raised, and reports, the error that ends this rank too."""
+class FailedOnAnotherRankError(RuntimeError):
+    """Another rank has raised, and reports, the error that ends this rank too."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class World:
         Only plain values of our own ranks travel this way, never anything read from a file.
 
         Raises:
-            FailedOnFirstRankError: on the other ranks, when `make` raised on rank 0.
+            FailedOnAnotherRankError: on the other ranks, when `make` raised on rank 0.
         """
         if self.size == 1:
             return make()
@@ -78,12 +78,37 @@ class World:
             raise failure
         succeeded, value = outcome[0]
         if not succeeded:
-            raise FailedOnFirstRankError
+            raise FailedOnAnotherRankError("rank 0 says why")
         return value  # type: ignore[return-value]
 
+    def all_or_none(self, make: Callable[[], T]) -> T:
+        """What `make` returns on this rank, once it has succeeded on all. Collective.
 
-def join() -> World:
-    """Joins the process group that the launcher's environment describes, or makes one of a single process."""
+        Raises:
+            FailedOnAnotherRankError: where `make` raised on some rank; the first of those raises its error itself.
+        """
+        if self.size == 1:
+            return make()
+        failure: Exception | None = None
+        try:
+            value = make()
+        except Exception as error:
+            failure = error
+        failed = torch.zeros(self.size, dtype=torch.int32)
+        failed[self.rank] = failure is not None
+        if not (ranks := self.sum(failed).nonzero().flatten().tolist()):
+            return value
+        if failure is not None and ranks[0] == self.rank:
+            raise failure
+        raise FailedOnAnotherRankError(f"rank {ranks[0]} says why")
+
+
+def join(patience_s: float = 0) -> World:
+    """Joins the process group that the launcher's environment describes, or makes one of a single process.
+
+    Args:
+        patience_s: how much longer than usual ranks wait for each other.
+    """
     rank, size = rank_from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if "OMP_NUM_THREADS" not in os.environ:
@@ -97,7 +122,7 @@ def join() -> World:
         device = torch.device("cpu")
         backend = "gloo"
     if size > 1:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT + timedelta(seconds=patience_s))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return World(rank, size, device)

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -248,6 +249,18 @@ def test_what_is_unpacked_is_used_again_until_the_source_changes(tmp_path: Path,
     changed = arrays.dataset(src, None, "raw", work)
     assert changed.identity != dataset.identity
     assert np.array_equal(contents(changed, "train"), COLOUR[::-1][fixed_order(60)[:48]])
+
+
+def test_unpacking_and_reading_take_little_memory(tmp_path: Path, work: Path) -> None:
+    src = npz(tmp_path / "large", {"train": np.zeros((20_000, 32, 32, 3), np.uint8)})
+    tracemalloc.start()
+    try:
+        dataset = arrays.dataset(src, None, "raw", work)
+        assert sum(1 for _ in dataset.splits["train"].read(range(10_000))) == 10_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6  # of 61 MB
 
 
 def test_shards_by_two_processes(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_local_cluster_writes_the_same(dataset: Dataset, tmp_path: Path) -> No
 
 def test_errors_are_those_of_one_process(dataset: Dataset, tmp_path: Path) -> None:
     images = ArrayImages(np.zeros((12, 2, 2, 3), np.uint8))
-    with pytest.raises(ValueError, match=r'^image 0 of test \{"number": 0\}: unequal channel counts: 3 in this image'):
+    with pytest.raises(ValueError, match=r'^image (\d+) of test \{"number": \1\}: unequal channel counts: 3 in'):
         prepare(replace(dataset, splits={**dataset.splits, "test": images}), tmp_path, ray="local")
 
 

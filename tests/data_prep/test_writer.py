@@ -360,7 +360,7 @@ def test_an_empty_split(dataset: Dataset, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_image_with_other_channels(dataset: Dataset, tmp_path: Path, workers: int) -> None:
     images = ArrayImages(np.zeros((12, 2, 2, 3), np.uint8))
-    with pytest.raises(ValueError, match=r'image 0 of test \{"number": 0\}: unequal channel counts: 3 in this'):
+    with pytest.raises(ValueError, match=r'image (\d+) of test \{"number": \1\}: unequal channel counts: 3 in'):
         prepare(replace(dataset, splits={**dataset.splits, "test": images}), tmp_path, workers)
     assert not (tmp_path / "manifest.json").exists()
     assert not list(tmp_path.glob("*.tmp"))
@@ -373,8 +373,9 @@ def test_a_format_that_cannot_hold_the_images_is_refused_before_any_work(dataset
     assert contents(tmp_path) == {}
 
 
-def test_a_source_that_is_unpacked_first(dataset: Dataset, tmp_path: Path) -> None:
-    """Its temporary files stay after a failure, for the next try, and go at the end."""
+@pytest.mark.parametrize(("failure", "kept"), [(OSError("disk"), True), (ValueError("damaged archive"), False)])
+def test_a_source_that_is_unpacked_first(dataset: Dataset, tmp_path: Path, failure: Exception, kept: bool) -> None:
+    """Its temporary files go at the end; those of a try that may succeed the next time stay until then."""
 
     def make(work: Path) -> Dataset:
         work.mkdir(exist_ok=True)
@@ -383,12 +384,12 @@ def test_a_source_that_is_unpacked_first(dataset: Dataset, tmp_path: Path) -> No
 
     def fail(work: Path) -> Dataset:
         make(work)
-        raise ValueError("damaged archive")
+        raise failure
 
     prepare(dataset, tmp_path / "through")
-    with pytest.raises(ValueError, match="damaged archive"):
+    with pytest.raises(type(failure), match=str(failure)):
         prepare_unpacked(fail, tmp_path / "out")
-    assert (tmp_path / "out" / ".work" / "unpacked.npy").exists()
+    assert (tmp_path / "out" / ".work" / "unpacked.npy").exists() == kept
     prepare_unpacked(make, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "through")
 
