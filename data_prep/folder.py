@@ -17,9 +17,9 @@ from attvae.data.manifest import Format, Split
 from attvae.data.resize import centre_square
 from attvae.spec import DataSpec
 from data_prep.counted import counted
-from data_prep.dataset import Dataset, Images
+from data_prep.dataset import Dataset
 from data_prep.source_files import FolderFiles, ImageFiles, Names, found_in, identity, list_folder
-from data_prep.splits import Chosen, fixed_order, train_and_val, train_val_and_test
+from data_prep.splits import complete
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ def dataset(src: Path, size: int | None, format: Format, bits: int | None) -> Da
         identity=identity(src, every),
         spec=DataSpec(height=height, width=width, channels=kind.channels, num_bits=kept, max_value=2**kept - 1),
         format=format,
-        splits=_splits(images),
+        splits=complete(images),
     )
 
 
@@ -77,22 +77,6 @@ def _split_folders(src: Path) -> dict[Split, str]:
     if found and "train" not in found:
         raise ValueError(f"{src} has a folder {next(iter(found.values()))}, but no folder train")
     return found or {"train": ""}
-
-
-def _splits(images: dict[Split, ImageFiles]) -> dict[Split, Images]:
-    train = images["train"]
-    match "val" in images, "test" in images:
-        case True, True:
-            parts: dict[Split, Images] = {"train": Chosen(train, fixed_order(len(train)))}
-        case True, False:
-            cut = train_and_val(train)
-            parts = {"train": cut["train"], "test": cut["val"]}
-        case False, True:
-            parts = train_and_val(train)
-        case _:
-            parts = train_val_and_test(train)
-    given: dict[Split, Images] = {split: held for split, held in images.items() if split != "train"}
-    return parts | given
 
 
 def _labels(names: dict[Split, list[str]], depth: int) -> dict[Split, Int64[ndarray, "n"] | None]:

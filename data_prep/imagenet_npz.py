@@ -56,7 +56,7 @@ def dataset(src: Path, format: Format, work: Path) -> Dataset:
             f"{src} has images of {sizes[unequal[0]]} pixels in {unequal[0]}, of {size} in {VAL}: keep one size"
         )
     return Dataset(
-        name=f"imagenet{size}",
+        name=f"imagenet{size}-npz",
         version="npz",
         source=f"downsampled ImageNet {size}×{size} of Chrabaszcz et al. (image-net.org, npz, box filter); test is "
         "val_data. Not the older png files of van den Oord et al.: bits per dimension on the two are not comparable "

@@ -39,7 +39,7 @@ def dataset(src: Path, format: Format) -> Dataset:
     valid, valid_sources = _files(src, f"valid_{size}x{size}")
     content = partial(_pixels, size=size)
     return Dataset(
-        name=f"imagenet{size}",
+        name=f"imagenet{size}-png",
         version="png-vandenoord",
         source=f"downsampled ImageNet {size}×{size} of van den Oord et al. (PNG); test is the valid file. Bits per "
         "dimension are not comparable with those on the newer npz files of image-net.org: 0.26 apart for one model",

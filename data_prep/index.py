@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from attvae.data import shards
 from attvae.data.decode import npy_header
 from attvae.data.image_file import read_header
 from attvae.data.manifest import FILE, SPLITS, Format, Manifest, Split, fingerprint, xxh3
 from attvae.data.shard import Shard
+from attvae.data.tar import OpenShard
 from attvae.spec import DataSpec
 from data_prep.atomic import aside
 from data_prep.process_pool import spread
@@ -126,7 +126,7 @@ def read_contents(folder: Path, file: str) -> Contents:
     """
     path = folder / file
     with path.open("rb") as opened:
-        tar = shards.Shard(str(path), opened.fileno(), 0)
+        tar = OpenShard(str(path), opened.fileno(), 0)
     entries, damage = tar.index()
     if damage or not entries:
         raise ValueError(f"shard {path} {damage or 'holds no samples'}")

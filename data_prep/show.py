@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from attvae.data.decode import Sample, decode
 from attvae.data.manifest import Manifest, Split
-from attvae.data.shards import Shard
+from attvae.data.tar import OpenShard
 from attvae.spec import DataSpec
 from data_prep.atomic import aside
 
@@ -65,7 +65,7 @@ def _spread_samples(folder: Path, manifest: Manifest, split: Split, images: int)
             continue
         path = folder / shard.file
         with path.open("rb") as file:
-            opened = Shard(str(path), file.fileno(), shard.samples)
+            opened = OpenShard(str(path), file.fileno(), shard.samples)
         samples += (decode(opened.read(index), manifest.spec, scale=manifest.any_size) for index in indices.tolist())
     return samples
 

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from attvae.data import shards
 from attvae.data.decode import decode
 from attvae.data.manifest import Manifest, xxh3
 from attvae.data.shard import Shard
+from attvae.data.tar import OpenShard
 from data_prep.process_pool import spread
 from data_prep.progress import Progress
 
@@ -68,7 +68,7 @@ def _faults(path: Path, file: BinaryIO, manifest: Manifest, shard: Shard) -> Ite
     elif (found := xxh3(path)) != shard.xxh3:
         yield f"shard {path} has XXH3 {found}, the manifest says {shard.xxh3}"
     try:
-        content = shards.Shard(str(path), file.fileno(), shard.samples)
+        content = OpenShard(str(path), file.fileno(), shard.samples)
     except ValueError as error:
         yield str(error)
         return

@@ -32,8 +32,8 @@ from attvae.data.manifest import Manifest, Split
 from attvae.data.plan import Plan, eval_positions, train_positions
 from attvae.data.raw import RawImages
 from attvae.data.shard import DamagedError
-from attvae.data.shards import OpenShards
 from attvae.data.source import open_source
+from attvae.data.tar import OpenShards
 from attvae.seeding import Purpose
 from attvae.spec import DataSpec
 

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from attvae.data.decode import decode, npy_header, pixel_type
 from attvae.data.shard import DamagedError
-from attvae.data.shards import BLOCK, OpenShards, Shard
+from attvae.data.tar import BLOCK, OpenShard, OpenShards
 from attvae.spec import DataSpec
 
 SIZE, OWNER = slice(124, 136), slice(265, 281)
@@ -50,7 +50,7 @@ class RawImages:
     def __init__(self, shards: OpenShards, spec: DataSpec) -> None:
         self._shards = shards
         self._spec = spec
-        self._rows: WeakKeyDictionary[Shard, Rows | None] = WeakKeyDictionary()
+        self._rows: WeakKeyDictionary[OpenShard, Rows | None] = WeakKeyDictionary()
 
     def gather(
         self, shards: Int64[ndarray, "b"], indices: Int64[ndarray, "b"]
@@ -98,7 +98,7 @@ class RawImages:
             self._rows[shard] = self._find_rows(shard)
         return self._rows[shard]
 
-    def _find_rows(self, shard: Shard) -> Rows | None:
+    def _find_rows(self, shard: OpenShard) -> Rows | None:
         """The layout of a shard, or None where it has none that is uniform."""
         if (first := shard.first()) is None:
             return None

@@ -13,7 +13,7 @@ import webdataset
 from attvae.data import raw
 from attvae.data.manifest import Manifest
 from attvae.data.raw import RawImages
-from attvae.data.shards import OpenShards
+from attvae.data.tar import OpenShards
 from attvae.spec import DataSpec
 
 SPEC = DataSpec(height=4, width=6, channels=3, num_bits=8, max_value=255)

@@ -56,7 +56,7 @@ def save(src: Path, kind: str, size: int = 16) -> Path:
 @pytest.mark.parametrize(("kind", "size"), [("npz", 8), ("npz", 32), ("npz", 64), ("python 2", 16), ("python 3", 32)])
 def test_images(kind: str, size: int, tmp_path: Path, work: Path) -> None:
     dataset = imagenet_npz.dataset(save(tmp_path / "src", kind, size), "png", work)
-    assert (dataset.name, dataset.version, dataset.format) == (f"imagenet{size}", "npz", "png")
+    assert (dataset.name, dataset.version, dataset.format) == (f"imagenet{size}-npz", "npz", "png")
     assert "not comparable" in dataset.source
     assert dataset.spec.model_dump() == {
         "height": size,

@@ -46,7 +46,7 @@ def read(images: object) -> list[Sample | Rejected]:
 def test_images(tmp_path: Path, size: int, lay_out: object) -> None:
     lay_out(tmp_path, size)
     dataset = imagenet_png.dataset(tmp_path, "raw")
-    assert (dataset.name, dataset.version) == (f"imagenet{size}", "png-vandenoord")
+    assert (dataset.name, dataset.version) == (f"imagenet{size}-png", "png-vandenoord")
     assert "not comparable" in dataset.source
     assert dataset.spec.shape == (3, size, size)
     found = {split: read(images) for split, images in dataset.splits.items()}

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
     members: tuple[Member, ...]
 
 
-class Shard:
+class OpenShard:
     """An open shard: its bytes, and on demand its samples.
 
     Args:
@@ -111,9 +111,9 @@ class OpenShards:
         self._open_file = open_file
         self._shards = shards
         self._kept = min(kept, OPEN_SHARDS)
-        self._opened: OrderedDict[int, Shard | DamagedError] = OrderedDict()
+        self._opened: OrderedDict[int, OpenShard | DamagedError] = OrderedDict()
 
-    def __getitem__(self, number: int) -> Shard:
+    def __getitem__(self, number: int) -> OpenShard:
         """
         Raises:
             DamagedError: the shard is missing or cannot be read.
@@ -132,7 +132,7 @@ class OpenShards:
     def name(self, number: int) -> str:
         return self._shards[number][0]
 
-    def _open(self, number: int) -> Shard | DamagedError:
+    def _open(self, number: int) -> OpenShard | DamagedError:
         """An error is an answer too: a missing shard is asked for once, not once a sample."""
         name, samples = self._shards[number]
         try:
@@ -144,7 +144,7 @@ class OpenShards:
         except DamagedError as error:
             return error
         try:
-            return Shard(name, file, samples)
+            return OpenShard(name, file, samples)
         except DamagedError as error:
             return error
         finally:

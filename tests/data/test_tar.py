@@ -9,11 +9,11 @@ import pytest
 import webdataset
 import xxhash
 
-from attvae.data import shards
+from attvae.data import tar as tar_module
 from attvae.data.decode import decode
 from attvae.data.manifest import CHECKSUM_GROUP, Manifest
 from attvae.data.shard import DamagedError
-from attvae.data.shards import OpenShards, read_index
+from attvae.data.tar import OpenShards, read_index
 from attvae.spec import DataSpec
 
 
@@ -150,7 +150,7 @@ def test_open_files_are_bounded_and_closed(files: list[tuple[Path, int]], monkey
     for shard in (0, 1, 2, 3, 4, 0, 3):
         reader[shard].read(0)
         assert len(os.listdir("/proc/self/fd")) <= before + 2
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(tar_module, "OPEN_SHARDS", 3)
     reader = opened(files, kept=100)
     for shard in range(5):
         reader[shard].read(0)
