@@ -15,7 +15,7 @@ class Skips:
     """What a run has skipped so far.
 
     Args:
-        limit: the part of an epoch's samples that may be skipped; of later epochs too.
+        limit: the part of an epoch's samples that may be skipped in each.
         epoch: samples of an epoch.
         skipped: before a resume.
     """
@@ -43,7 +43,8 @@ class Skips:
         here = torch.tensor([[micro.weights.sum(), len(micro.weights)] for micro in micros], dtype=torch.float64).sum(0)
         valid, images = (int(count) for count in self._world.sum(here))
         self.skipped += images - valid
-        if self.skipped > self._limit * max(self._epoch, samples_seen):
+        begun = -(-samples_seen // self._epoch)
+        if self.skipped > self._limit * self._epoch * begun:  # wherever the damage lies in an epoch
             everywhere = dict.fromkeys(name for names in self._world.gather(list(self._named)) for name in names)
             self._world.from_first(lambda: self._fail(list(everywhere)))
         return valid

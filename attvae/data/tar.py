@@ -5,7 +5,7 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
@@ -199,13 +199,13 @@ def _index(content: mmap.mmap) -> tuple[list[Entry], str]:
 
 def _key(name: str) -> tuple[str, str]:
     """(key, extension) as webdataset divides a member's name: at the first dot of the last part."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    folder, slash, last = name.rpartition("/")
+    if name.startswith("/") or ".." in name.split("/"):
         raise _RefusedError(f"member {name!r} points out of the tar")
-    stem, _, extension = path.name.partition(".")
+    stem, _, extension = last.partition(".")
     if not stem or not extension:
         raise _RefusedError(f"member {name!r} is not named KEY.EXTENSION")
-    return str(path.parent / stem), extension.lower()
+    return folder + slash + stem, extension.lower()
 
 
 def _members(content: mmap.mmap) -> Iterator[_Header]:
