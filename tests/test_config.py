@@ -159,7 +159,7 @@ def test_overrides(complete: Path) -> None:
     assert cfg.optim.l2 == 0.5
     assert cfg.tracking.mlflow is False
     assert cfg.tracking.run_name == "a=b"
-    assert cfg.data.path == Path("elsewhere/digits")
+    assert cfg.data.path == "elsewhere/digits"
     assert (cfg.engine.name, cfg.engine.micro_batch) == ("plain", 5)
     assert cfg.seed == 2
 

@@ -49,3 +49,14 @@ class DataConfig(Config):
     @classmethod
     def _as_text(cls, path: object) -> object:
         return str(path) if isinstance(path, Path) else path
+
+    @field_validator("path")
+    @classmethod
+    def _keeps_no_secret(cls, path: str) -> str:
+        scheme, _, place = path.partition("://")
+        if place and (":" in place.partition("/")[0].rpartition("@")[0] or "?" in place):
+            raise ValueError(
+                f"the {scheme} address holds a password or a query, and would be written into the run folder and "
+                "MLflow: leave them out, and put credentials into ~/.netrc (http) or the environment (s3)"
+            )
+        return path

@@ -46,7 +46,7 @@ _S3_REMEDY = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE and ~/.aws/credentials, on every node; "
     "AWS_ENDPOINT_URL for a store that is not Amazon's, FSSPEC_S3_ANON=true for a public bucket"
 )
-_HTTP_REMEDY = "put user and password into ~/.netrc on every node, or into the address as https://USER:PASSWORD@HOST/"
+_HTTP_REMEDY = "put user and password into ~/.netrc on every node"
 
 
 class Received(NamedTuple):
