@@ -1,8 +1,9 @@
 """One checkpoint format for every engine, ZeRO stage and number of ranks: named fp32 tensors.
 
 A checkpoint is a folder `<samples seen, 12 digits>/` with
-    tensors-<rank>.safetensors   `parameters/<name>`, `exp_avg/<name>`, `exp_inf/<name>`, `ema/<name>`, `buffers/<name>`
-    state.json                   samples seen, updates, seconds trained, configuration, versions
+    tensors-<rank>.safetensors   `parameters/<name>`, `buffers/<name>`, and each optimizer state under the parameter's
+                                 name: `exp_avg/<name>`, `exp_inf/<name>` (Adamax), `ema/<name>`
+    state.json                   samples seen, updates, guard of the gradients, seconds trained, configuration, versions
     manifest.json                format version and, for every other file, its size and hash
 It is written as `<name>.tmp`, flushed to disk and renamed, so a folder without `.tmp` is complete.
 """
@@ -21,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attvae.engine.protocol import Engine
-from attvae.optim.adamax import Adamax
 
 FORMAT_VERSION = 1
 
@@ -66,7 +66,7 @@ class Checkpoint:
         return int(self.state["samples_seen"])
 
     def tensor(self, kind: str, name: str) -> Tensor:
-        """The tensor `kind`/`name`: parameters, exp_avg, exp_inf, ema or buffers."""
+        """The tensor `kind`/`name`: parameters, buffers, ema or another optimizer state."""
         key = f"{kind}/{name}"
         if key not in self._file_of:
             raise ValueError(f"{self.folder} has no tensor {key}: it is a checkpoint of another model")
@@ -157,7 +157,7 @@ def keep_last(folder: Path, count: int) -> None:
 
 def _tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     sources: list[tuple[str, Iterable[tuple[str, Tensor]]]] = [("parameters", engine.parameters())]
-    sources += [(key, engine.optimizer_state(key)) for key in Adamax.STATE]
+    sources += [(key, engine.optimizer_state(key)) for key in engine.optimizer_states]
     sources.append(("buffers", engine.buffers()))
     for kind, named in sources:
         for name, tensor in named:

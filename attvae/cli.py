@@ -64,19 +64,22 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and CONFIG's stem.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan, no more.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the resolved configuration, then DeepSpeed's as a comment.")
+    ] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # the deepspeed launcher passes it
 ) -> None:
     """Train a model. The same command again resumes it, or says that it is done."""
     from attvae.config import load
     from attvae.run_folder import RunFolder
-    from attvae.show import show_plan, show_run
+    from attvae.show import show_deepspeed_config, show_plan, show_run
 
     with _bad_input(found_by_all=True):
         cfg = load(config_file, overrides or [])
         folder = RunFolder(out or Path("runs") / config_file.stem)
         if print_config:
             print(cfg.to_yaml(), end="")
+            show_deepspeed_config(cfg, RANKS)
             return
         if not dry_run and folder.is_finished(cfg):
             if RANK == 0:

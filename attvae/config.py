@@ -44,6 +44,9 @@ class TrainConfig(Config):
     balance_kl: bool = Field(False, description="weigh the layers' KL during its warm-up (Vahdat & Kautz 2020)")
     published_schedule: PublishedSchedule | None = Field(None, description="instead of lr_warmup and kl_warmup")
     clip_norm: float | None = Field(None, gt=0, description="the gradient's 2-norm is scaled down to this; null: as is")
+    spike_limit: float | None = Field(
+        20.0, gt=1, description="an update is skipped if its gradient norm is above this many times the running one"
+    )
     log_every: int = Field(gt=0)
 
     @model_validator(mode="after")
@@ -111,6 +114,7 @@ class RunConfig(Config):
 
 MAY_CHANGE = (
     "engine",
+    "optim.fused",
     "tracking",
     "checkpoint",
     "data.path",

@@ -25,6 +25,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.deepspeed = path / "deepspeed.json"
         self.checkpoints = path / "checkpoints"
         self.images = path / "images"
         self.journal = path / "metrics.jsonl"

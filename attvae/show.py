@@ -1,8 +1,11 @@
 """What a run looks like on a terminal: its plan beforehand, its figures afterwards."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from attvae.config import load
+from attvae.config import RunConfig, load
+from attvae.engine.batch import divide
+from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.run_folder import RunFolder
 from attvae.tracking.console import print_table
 
@@ -31,9 +34,19 @@ def show_plan(planned: "Plan", ranks: int) -> None:
             ("ranks", ranks),
             ("global batch", f"{batch.micro_batch} micro-batch x {batch.accumulation} accumulated x {ranks} ranks"),
             ("steps", length),
-            ("engine", f"{cfg.engine.name}, ZeRO stage {cfg.engine.stage}, {cfg.engine.precision}"),
+            ("engine", _engine(cfg)),
         ],
     )
+
+
+def show_deepspeed_config(cfg: RunConfig, ranks: int) -> None:
+    """What DeepSpeed gets, as a comment: with the configuration before it, still one YAML file."""
+    if cfg.engine.name == "plain":
+        return
+    batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
+    print(f"# What DeepSpeed gets on {ranks} rank{'s' if ranks > 1 else ''}:")
+    text = json.dumps(deepspeed_config(cfg.engine, batch, ranks, clip_norm=cfg.train.clip_norm), indent=1)
+    print("\n".join(f"# {line}" for line in text.splitlines()))
 
 
 def show_run(folder: RunFolder) -> None:
@@ -67,3 +80,11 @@ def show_figures(name: str, figures: dict[str, Any]) -> None:
     if figures["attention_gates"]:
         gates = [(layer, gate) for layer, gate in figures["attention_gates"].items()]
         print_table("gates γ of the depth-wise attention (0: switched off)", ("path/layer", "γ"), gates)
+
+
+def _engine(cfg: RunConfig) -> str:
+    engine = cfg.engine
+    parts = [engine.name] + ([f"ZeRO stage {engine.stage}"] if engine.name == "zero" else []) + [engine.precision]
+    parts += [f"{name} on the CPU" for name in ("optimizer", "parameters") if getattr(engine, f"offload_{name}")]
+    parts += [f"recomputes {', '.join(engine.recompute)}"] if engine.recompute else []
+    return ", ".join(parts + (["compiled"] if engine.compile else []))

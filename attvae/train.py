@@ -18,9 +18,11 @@ from attvae.data.loader import Batch, eval_batches, open_manifest, train_batches
 from attvae.data.manifest import SPLITS, Manifest
 from attvae.data.to_device import to_device
 from attvae.engine.batch import BatchPlan, divide
+from attvae.engine.deepspeed_config import deepspeed_config
+from attvae.engine.guard import GradientGuard
 from attvae.engine.plain import PlainEngine
 from attvae.engine.protocol import Engine
-from attvae.engine.rendezvous import World, end_with_launcher, join, leave
+from attvae.engine.rendezvous import World, device_of_this_rank, end_with_launcher, join, leave
 from attvae.engine.zero import ZeroEngine
 from attvae.evaluate import EVALUATION_SEED, evaluation_of, final_figures, with_evaluation_noise
 from attvae.evaluation.elbo import ElboSums
@@ -29,7 +31,7 @@ from attvae.evaluation.samples import sample_grid
 from attvae.model.official import count_parameters, l2_coefficients
 from attvae.model.vae import DeepVAE
 from attvae.objective import training_loss
-from attvae.optim.adamax import Adamax
+from attvae.optim.choose import choose
 from attvae.optim.config import OptimConfig
 from attvae.run_folder import RunFolder, environment, write_json
 from attvae.seeding import Purpose
@@ -63,12 +65,12 @@ def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
     """Checks what can be checked before a process group exists.
 
     Raises:
-        ValueError: the data are missing or others than stated, the model does not fit them, or the ranks do not divide
-            the batch.
+        ValueError: the data are missing or others than stated, the model does not fit them, the ranks do not divide
+            the batch, or the precision is not for this device.
     """
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
-    if cfg.engine.name == "plain" and ranks > 1:
-        raise ValueError(f"engine.name=plain runs in one process, but {ranks} ranks were launched: use zero")
+    if cfg.engine.precision == "fp16" and device_of_this_rank().type == "cpu":
+        raise ValueError("engine.precision=fp16 needs a GPU and there is none: use autocast, bf16 or fp32")
     manifest = open_manifest(cfg.data) if data_needed or cfg.data.spec is None or Path(cfg.data.path).exists() else None
     if manifest and cfg.data.spec not in (None, manifest.spec):
         raise ValueError(f"{cfg.data.path} holds {manifest.spec!r}, but the configuration is for {cfg.data.spec!r}")
@@ -115,7 +117,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
 
     # ------------------------------------------------------------------------------------------ 2. model and engine
     torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE))
-    model = DeepVAE(cfg.model, manifest.spec).to(world.device)
+    model = DeepVAE(cfg.model, manifest.spec, recompute=cfg.engine.recompute).to(world.device)
     averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)  # takes the EMA weights when they are looked at
     start = Checkpoint(start_folder) if start_folder else None
     resumed = None if start_folder == cfg.init_from else start
@@ -161,7 +163,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         )
 
     # -------------------------------------------------------------------------------------------------- 4. tracking
-    trackers = _trackers(cfg, folder, world, manifest, parameters, resumed)
+    trackers = _trackers(cfg, folder, world, manifest, batch, parameters, resumed)
 
     def wall_s() -> float:
         return seconds_before + time.monotonic() - started
@@ -186,6 +188,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         state = {
             "samples_seen": samples_seen,
             "updates": engine.updates,
+            "guard": engine.guard.state(),
             "skipped": skips.skipped,
             "wall_s": wall_s(),
             "seed": cfg.seed,
@@ -291,13 +294,25 @@ def _check_same_data(start: Checkpoint, cfg: RunConfig, manifest: Manifest) -> N
 
 
 def _engine(cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resumed: Checkpoint | None) -> Engine:
-    optimizer = Adamax(parameter_groups(model, cfg.optim), cfg.optim)
+    updated_on = torch.device("cpu") if cfg.engine.offload_optimizer else world.device
+    optimizer, why = choose(parameter_groups(model, cfg.optim), cfg.optim, updated_on)
+    if world.rank == 0:
+        print(f"attvae: {why}", file=sys.stderr)
+    clip_norm = cfg.train.clip_norm
+    guard = GradientGuard.continued(cfg.train.spike_limit, resumed.state.get("guard", {}) if resumed else {})
     restored = resumed.tensor if resumed else None
     updates = int(resumed.state["updates"]) if resumed else 0
     match cfg.engine.name:
         case "plain":
             return PlainEngine(
-                model, optimizer, world, cfg.engine, clip_norm=cfg.train.clip_norm, restored=restored, updates=updates
+                model,
+                optimizer,
+                world,
+                cfg.engine,
+                clip_norm=clip_norm,
+                guard=guard,
+                restored=restored,
+                updates=updates,
             )
         case "zero":
             return ZeroEngine(
@@ -306,7 +321,8 @@ def _engine(cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resu
                 world,
                 cfg.engine,
                 batch=batch,
-                clip_norm=cfg.train.clip_norm,
+                clip_norm=clip_norm,
+                guard=guard,
                 restored=restored,
                 updates=updates,
             )
@@ -353,11 +369,19 @@ def _load_average(averaged: DeepVAE, engine: Engine) -> None:
 
 
 def _trackers(
-    cfg: RunConfig, folder: RunFolder, world: World, manifest: Manifest, parameters: int, resumed: Checkpoint | None
+    cfg: RunConfig,
+    folder: RunFolder,
+    world: World,
+    manifest: Manifest,
+    batch: BatchPlan,
+    parameters: int,
+    resumed: Checkpoint | None,
 ) -> FanOut:
     if world.rank != 0:
         return FanOut([])
     folder.describe(cfg.to_yaml())
+    if cfg.engine.name == "zero":
+        write_json(folder.deepspeed, deepspeed_config(cfg.engine, batch, world.size, clip_norm=cfg.train.clip_norm))
     own = resumed is not None and resumed.folder.parent == folder.checkpoints
     samples_seen = resumed.samples_seen if resumed else 0
     journal = Journal(folder.journal, samples_seen if own else None)

@@ -1,38 +1,45 @@
-"""The plain engine: torch alone, one process. The numerical reference for the others."""
+"""The plain engine: torch alone, DistributedDataParallel on several ranks. The numerical reference for the others."""
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attvae.engine.config import EngineConfig
+from attvae.engine.guard import GradientGuard
+from attvae.engine.moving_statistics import MovingStatistics
 from attvae.engine.protocol import MicroLoss, RestoredState, StepResult
 from attvae.engine.rendezvous import World
-from attvae.optim.adamax import Adamax
+from attvae.optim.ema import EmaOptimizer
 
 
 class PlainEngine:
     def __init__(
         self,
         module: nn.Module,
-        optimizer: Adamax,
+        optimizer: EmaOptimizer,
         world: World,
         config: EngineConfig,
         *,
         clip_norm: float | None,
+        guard: GradientGuard | None = None,
         restored: RestoredState | None = None,
         updates: int = 0,
     ) -> None:
-        if world.size > 1:
-            raise ValueError(
-                f"engine.name=plain runs in one process, but {world.size} ranks were launched: use engine.name=zero"
-            )
         self.world = world
+        self.guard = guard or GradientGuard(limit=None)
         self._module = module
         self._optimizer = optimizer
-        self._autocast = config.precision == "bf16"
+        self._autocast = config.precision == "autocast"
         self._clip_norm = clip_norm
+        self._statistics = MovingStatistics(module)
+        if config.compile:
+            module.compile()
+        self._ddp = DistributedDataParallel(module, forward_sync_buffers=False) if world.size > 1 else None
+        optimizer.create_state()
         if restored is not None:
             restore_by_parameter(module, optimizer, restored)
         optimizer.updates = updates
@@ -41,16 +48,29 @@ class PlainEngine:
     def updates(self) -> int:
         return self._optimizer.updates
 
+    @property
+    def optimizer_states(self) -> tuple[str, ...]:
+        return self._optimizer.states
+
     def train_step(self, micro_losses: Sequence[MicroLoss], lr: float) -> StepResult:
-        self._optimizer.zero_grad(set_to_none=True)
-        for micro_loss in micro_losses:
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
-                loss = micro_loss(self._module)
-            (loss / len(micro_losses)).backward()
-        grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
         self._optimizer.set_lr(lr)
-        self._optimizer.step()
-        return StepResult(float(grad_norm))
+        self._optimizer.zero_grad(set_to_none=True)
+        self._statistics.remember()
+        for i, micro_loss in enumerate(micro_losses):
+            last = i == len(micro_losses) - 1
+            with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
+                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
+                    loss = micro_loss(self._ddp or self._module)
+                (loss / len(micro_losses)).backward()
+        grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
+        norm = self.world.agreed(float(grad_norm))
+        applied = self.guard.admits(norm)
+        if applied:
+            self._optimizer.step()
+            self._statistics.average(self.world)
+        else:
+            self._statistics.restore()
+        return StepResult(norm, applied)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self._module.named_parameters():
@@ -64,9 +84,8 @@ class PlainEngine:
         return self._module.named_buffers()
 
 
-def restore_by_parameter(module: nn.Module, optimizer: Adamax, restored: RestoredState) -> None:
+def restore_by_parameter(module: nn.Module, optimizer: EmaOptimizer, restored: RestoredState) -> None:
     """Fills the state of an optimizer that holds the module's own parameters."""
-    optimizer.create_state()
     for name, p in module.named_parameters():
-        for key in Adamax.STATE:
+        for key in optimizer.states:
             optimizer.state[p][key].copy_(restored(key, name))

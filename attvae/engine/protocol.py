@@ -5,18 +5,22 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from attvae.engine.guard import GradientGuard
 from attvae.engine.rendezvous import World
 
 MicroLoss = Callable[[nn.Module], Tensor]
 """Given the model as the engine wraps it, the mean loss of one micro-batch. The model is called once."""
 
 RestoredState = Callable[[str, str], Tensor]
-"""(optimizer state's name, parameter's name) -> its full fp32 tensor, from a checkpoint."""
+"""(`parameters` or an optimizer state's name, parameter's name) -> its full fp32 tensor, from a checkpoint."""
 
 
 class StepResult(NamedTuple):
     grad_norm: float
-    """2-norm of the gradient of the global batch's mean loss, before clipping."""
+    """2-norm of the gradient of the global batch's mean loss, before clipping; not finite where it overflowed."""
+
+    applied: bool
+    """False: the update was skipped, on all ranks alike. Weights, moments, averages and buffers are as before."""
 
 
 class Engine(Protocol):
@@ -26,6 +30,8 @@ class Engine(Protocol):
     """
 
     world: World
+    guard: GradientGuard
+    """Decides which updates are skipped, and counts them."""
 
     def train_step(self, micro_losses: Sequence[MicroLoss], lr: float) -> StepResult:
         """One update from the mean of the losses of all micro-batches on all ranks."""
@@ -34,11 +40,15 @@ class Engine(Protocol):
     def updates(self) -> int:
         """Updates applied since the start of training."""
 
+    @property
+    def optimizer_states(self) -> tuple[str, ...]:
+        """Names of the optimizer's states, such as `exp_avg`, `exp_inf`, `ema`."""
+
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by name, in full and in fp32."""
 
     def optimizer_state(self, key: str) -> Iterator[tuple[str, Tensor]]:
-        """One state of the optimizer (`exp_avg`, `exp_inf`, `ema`) by the parameter's name, in full and in fp32."""
+        """One state of the optimizer by the parameter's name, in full and in fp32."""
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The module's buffers, equal on all ranks."""

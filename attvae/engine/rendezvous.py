@@ -26,6 +26,13 @@ def rank_from_environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def device_of_this_rank() -> torch.device:
+    """A GPU where there are any; DS_ACCELERATOR=cpu in the environment keeps a run off them."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 class FailedOnAnotherRankError(RuntimeError):
     """Another rank has raised, and reports, the error that ends this rank too."""
 
@@ -44,6 +51,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(total)
         return total
+
+    def agreed(self, value: float) -> float:
+        """The mean over the ranks of what should be one value: the same to the last bit on all of them."""
+        if self.size == 1:
+            return value
+        return float(self.sum(torch.tensor(value, dtype=torch.float64))) / self.size
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -110,17 +123,13 @@ def join(patience_s: float = 0) -> World:
         patience_s: how much longer than usual ranks wait for each other.
     """
     rank, size = rank_from_environment()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        device = torch.device("cuda", local_rank)
+    device = device_of_this_rank()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        backend = "nccl"
-    else:
-        device = torch.device("cpu")
-        backend = "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if size > 1:
         dist.init_process_group(backend, timeout=TIMEOUT + timedelta(seconds=patience_s))
     else:

@@ -1,7 +1,4 @@
-"""The ZeRO engine: DeepSpeed behind the engine protocol. The only importer of deepspeed.
-
-Every DeepSpeed default that matters is written out: several have changed between releases.
-"""
+"""The ZeRO engine: DeepSpeed behind the engine protocol. The only importer of deepspeed."""
 
 import logging
 import os
@@ -10,115 +7,170 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attvae.engine.batch import BatchPlan
 from attvae.engine.config import EngineConfig
+from attvae.engine.deepspeed_config import deepspeed_config
+from attvae.engine.guard import GradientGuard
+from attvae.engine.moving_statistics import MovingStatistics
 from attvae.engine.plain import restore_by_parameter
 from attvae.engine.protocol import MicroLoss, RestoredState, StepResult
 from attvae.engine.rendezvous import World
-from attvae.optim.adamax import Adamax
-
-
-def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int, *, clip_norm: float | None) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run, all of it."""
-    return {
-        "train_batch_size": batch.micro_batch * batch.accumulation * ranks,
-        "train_micro_batch_size_per_gpu": batch.micro_batch,
-        "gradient_accumulation_steps": batch.accumulation,
-        "gradient_clipping": clip_norm or 0.0,
-        "zero_optimization": {
-            "stage": config.stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_scatter": True,
-            "round_robin_gradients": False,
-        },
-        # The optimizer is ours: element-wise, so any partition of the parameters gives the same update.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
-        "bf16": {"enabled": False},
-        "fp16": {"enabled": False},
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
+from attvae.optim.ema import EmaOptimizer, gradients
 
 
 class ZeroEngine:
+    """In stage 3 a parameter is whole only while its module's `forward` runs; elsewhere it is empty."""
+
     def __init__(
         self,
         module: nn.Module,
-        optimizer: Adamax,
+        optimizer: EmaOptimizer,
         world: World,
         config: EngineConfig,
         *,
         batch: BatchPlan,
         clip_norm: float | None,
+        guard: GradientGuard | None = None,
         restored: RestoredState | None = None,
         updates: int = 0,
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
         self.world = world
+        self.guard = guard or GradientGuard(limit=None)
         self._module = module
         self._optimizer = optimizer
-        self._partitioned = config.stage > 0
+        self._stage = config.stage
+        self._has_masters = config.precision in ("bf16", "fp16")
+        self._statistics = MovingStatistics(module)
+        self._decision: StepResult | None = None
+        if config.compile:
+            module.compile()
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             config=deepspeed_config(config, batch, world.size, clip_norm=clip_norm),
             dist_init_required=False,
         )
+        self._create_state()
         if restored is not None:
             self._restore(restored)
         optimizer.updates = updates
+        self._watch_norms()
+
+    def _create_state(self) -> None:
+        match self._stage:
+            case 0:
+                self._optimizer.create_state()
+            case 1 | 2:
+                self._optimizer.create_state()
+                # DeepSpeed links parameters to optimizer states when they first exist, and can set only what is linked.
+                self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            case 3:
+                self._optimizer.create_state(self._engine.optimizer.fp32_partitioned_groups_flat)
 
     def _restore(self, restored: RestoredState) -> None:
-        if not self._partitioned:
+        if self._stage == 0:
             restore_by_parameter(self._module, self._optimizer, restored)
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
-        # DeepSpeed links parameters to optimizer states when they first exist, and can set only what is linked.
-        self._optimizer.create_state()
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, p in self._module.named_parameters():
-            for key in Adamax.STATE:
-                safe_set_full_optimizer_state(p, restored(key, name).to(self.world.device), key)
+            for key in self._optimizer.states:
+                if self._stage == 3:
+                    safe_set_local_optimizer_state(p, self._own_slice(p, restored(key, name)), key)
+                else:
+                    safe_set_full_optimizer_state(p, restored(key, name).to(self.world.device), key)
+            if self._has_masters:  # made from parameters that were rounded to 16 bits
+                if self._stage == 3:
+                    safe_set_local_fp32_param(p, self._own_slice(p, restored("parameters", name)))
+                else:
+                    safe_set_full_fp32_param(p, restored("parameters", name).to(self.world.device))
+
+    def _own_slice(self, p: Any, full: Tensor) -> Tensor:
+        """This rank's part of a tensor in stage 3: equal parts, the last one padded with zeros."""
+        size = p.ds_tensor.numel()
+        padded = F.pad(full.flatten(), (0, size * self.world.size - full.numel()))
+        return padded[self.world.rank * size :][:size]
+
+    def _watch_norms(self) -> None:
+        """Lets the guard decide inside DeepSpeed's optimizer step, the only place where the norm is known.
+
+        A step whose norm is infinite is discarded by DeepSpeed as an overflow, which is what a skipped step needs.
+        """
+        if self._stage == 0:
+            return
+        optimizer, infinite = self._engine.optimizer, torch.tensor(torch.inf, device=self.world.device)
+        if self._stage == 3:
+            from deepspeed.runtime.utils import combine_grad_norm_groups
+
+            norms = optimizer._get_norm_groups
+            optimizer._get_norm_groups = lambda: (
+                found if self._admits(combine_grad_norm_groups(found := norms())) else [infinite]
+            )
+        else:
+            norm = optimizer.scaled_global_norm
+            optimizer.scaled_global_norm = lambda: found if self._admits(found := norm()) else infinite
+
+    def _admits(self, scaled_norm: Tensor) -> bool:
+        norm = float(scaled_norm) / float(self._engine.optimizer.loss_scale)
+        norm = self.world.agreed(norm if norm >= 0 else torch.nan)  # DeepSpeed writes -1 for what is not finite
+        self._decision = StepResult(norm, self.guard.admits(norm))
+        return self._decision.applied
 
     @property
     def updates(self) -> int:
         return self._optimizer.updates
 
+    @property
+    def optimizer_states(self) -> tuple[str, ...]:
+        return self._optimizer.states
+
     def train_step(self, micro_losses: Sequence[MicroLoss], lr: float) -> StepResult:
         self._optimizer.set_lr(lr)
-        unpartitioned_norm: float | None = None
+        self._statistics.remember()
+        self._decision = None
         for micro_loss in micro_losses:
             self._engine.backward(micro_loss(self._engine))
-            if not self._partitioned and self._engine.is_gradient_accumulation_boundary():
-                # Stage 0 in fp32 keeps no norm of its own.
-                gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-                unpartitioned_norm = float(nn.utils.get_total_norm(gradients))
+            if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                self._decide_unpartitioned()
             self._engine.step()
-        self._average_buffers()
-        norm = self._engine.get_global_grad_norm() if unpartitioned_norm is None else unpartitioned_norm
-        return StepResult(float(norm))
+        result = self._decision
+        if result is None:  # the loss scale was too high for fp16
+            self.guard.overflowed()
+            result = StepResult(torch.inf, False)
+        if result.applied:
+            self._statistics.average(self.world)
+        else:
+            self._statistics.restore()
+        return result
 
-    def _average_buffers(self) -> None:
-        """Moving statistics see each rank's own images: their mean over the ranks is everybody's."""
-        buffers = [b for b in self._module.buffers() if b.is_floating_point()]
-        if self.world.size == 1 or not buffers:
-            return
-        mean = self.world.sum(torch.cat([b.flatten() for b in buffers])) / self.world.size
-        for b, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-            b.copy_(part.view_as(b))
+    def _decide_unpartitioned(self) -> None:
+        """Stage 0 in fp32 keeps no norm of its own; without gradients its optimizer does nothing."""
+        norm = self.world.agreed(float(nn.utils.get_total_norm(gradients(self._module.parameters()))))
+        self._decision = StepResult(norm, self.guard.admits(norm))
+        if not self._decision.applied:
+            self._optimizer.zero_grad(set_to_none=True)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        if self._stage < 3 and not self._has_masters:
+            for name, p in self._module.named_parameters():
+                yield name, p.detach()
+            return
+        from deepspeed.utils import safe_get_full_fp32_param
+
         for name, p in self._module.named_parameters():
-            yield name, p.detach()
+            yield name, safe_get_full_fp32_param(p)
 
     def optimizer_state(self, key: str) -> Iterator[tuple[str, Tensor]]:
-        if not self._partitioned:
+        if self._stage == 0:
             for name, p in self._module.named_parameters():
                 yield name, self._optimizer.state[p][key]
             return

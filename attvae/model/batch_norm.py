@@ -3,6 +3,8 @@
 Legend: B batch, C channels, H and W the map.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,20 @@ from torch import Tensor, nn
 
 MOMENTUM = 0.1
 EPSILON = 1.001e-5  # the authors ask for 1e-5; their fused kernel raises it
+
+
+_momentum = MOMENTUM
+
+
+@contextmanager
+def kept_statistics() -> Iterator[None]:
+    """Within it, forward passes leave the moving statistics alone: they repeat what has been counted already."""
+    global _momentum
+    _momentum = 0.0
+    try:
+        yield
+    finally:
+        _momentum = MOMENTUM
 
 
 class BatchNorm(nn.Module):
@@ -33,10 +49,10 @@ class BatchNorm(nn.Module):
             x_BCHW,
             self.running_mean,
             self.running_var,
-            self.weight,
-            self.bias,
+            self.weight.to(self.running_mean.dtype),
+            self.bias.to(self.running_mean.dtype),
             training=self.training,
-            momentum=MOMENTUM,
+            momentum=_momentum,
             eps=EPSILON,
         )
 
@@ -62,8 +78,8 @@ class SyncBatchNorm(BatchNorm):
             mean, square = mean / n, square / n
             var = square - mean.square()
             with torch.no_grad():
-                self.running_mean.add_(mean, alpha=MOMENTUM)
-                self.running_var.lerp_(var * (n / (n - 1)), MOMENTUM)
+                self.running_mean.add_(mean, alpha=_momentum)
+                self.running_var.lerp_(var * (n / (n - 1)), _momentum)
             factor = self.weight * (var + EPSILON).rsqrt()
             y = torch.addcmul((self.bias - mean * factor)[:, None, None], shifted, factor[:, None, None])
             return y.to(x_BCHW.dtype)

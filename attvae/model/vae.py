@@ -5,8 +5,9 @@ W the image, h and w the map of the latents, K importance samples.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from attvae.model.decoder import Decoded, Decoder
 from attvae.model.depth_attention import DecoderAttention, EncoderAttention
 from attvae.model.encoder import Encoder
 from attvae.model.layers import PUBLISHED_VARIANCE, WeightNormConv2d
+from attvae.model.recompute import recomputed
 from attvae.model.variational_layer import Draw, Given, Infer, Layer, VariationalLayer
 from attvae.spec import DataSpec
 
@@ -41,12 +43,15 @@ class Elbo(NamedTuple):
 class DeepVAE(nn.Module):
     """Images of one `DataSpec`; raw pixels in and out.
 
+    Parts named in `recompute` (encoder, layers, decoder) compute their activations again in the backward pass.
+
     Raises:
         ValueError: the images of `spec` do not fit `config`.
     """
 
-    def __init__(self, config: ModelConfig, spec: DataSpec):
+    def __init__(self, config: ModelConfig, spec: DataSpec, *, recompute: Collection[str] = ()):
         super().__init__()
+        self.recompute = frozenset(recompute)
         self.config = config
         self.spec = spec
         self.latent_shapes = [config.latent_shape(spec)] * config.num_layers
@@ -56,7 +61,7 @@ class DeepVAE(nn.Module):
                 head_channels = spec.channels
             case LogisticMixtureConfig(num_mixtures=num_mixtures):
                 head_channels = logistic_mixture.num_parameters(spec.channels, num_mixtures)
-        self.encoder = Encoder(config, spec.channels)
+        self.encoder = Encoder(config, spec.channels, recompute="encoder" in self.recompute)
         self.layers = nn.ModuleList(VariationalLayer(config, i, height, width) for i in range(config.num_layers))
         self.decoder = Decoder(config, head_channels)
         for module in self.modules():
@@ -83,7 +88,8 @@ class DeepVAE(nn.Module):
         features = self.encoder(self._scaled(x))
         contexts: list[Tensor] = []
         layers = self._top_down(contexts, [Infer(features[i:], noise[i]) for i in range(len(noise))])
-        decoded: Decoded = self.decoder(layers[-1].top_down.context, layers[-1].z)
+        decode = partial(recomputed, self.decoder) if "decoder" in self.recompute else self.decoder
+        decoded: Decoded = decode(layers[-1].top_down.context, layers[-1].z)
         with torch.autocast(x.device.type, enabled=False):
             nll_nats = -self._log_prob(x, decoded.head.float())
             kl_nats = torch.stack([gaussian.kl(_posterior(layer), layer.prior) for layer in layers])
@@ -151,7 +157,10 @@ class DeepVAE(nn.Module):
             return torch.cat(per_image)
 
     def attention_gates(self) -> dict[str, Tensor]:
-        """The gate gamma of each depth-wise attention, `decoder/layer_01` ..., `encoder/layer_00` ..., float32."""
+        """The gate gamma of each depth-wise attention, `decoder/layer_01` ..., `encoder/layer_00` ..., float32.
+
+        Of a model whose parameters are whole: those of a model in ZeRO stage 3 are not.
+        """
         return {name: module.gamma.detach().float().squeeze() for name, module in self._attentions()}
 
     @contextmanager
@@ -178,7 +187,9 @@ class DeepVAE(nn.Module):
         """Runs the latent layers; `contexts` receives their contexts."""
         outputs: list[Layer] = []
         for layer, source in zip(self.layers, sources, strict=True):
-            output: Layer = layer(contexts, outputs[-1].z if outputs else None, source)
+            run = partial(recomputed, layer) if "layers" in self.recompute else layer
+            # A copy of the list, which goes on to grow before the backward pass.
+            output: Layer = run([*contexts], outputs[-1].z if outputs else None, source)
             if output.top_down.normalised is not None:
                 contexts[-2] = output.top_down.normalised
             contexts.append(output.top_down.context)

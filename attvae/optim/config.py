@@ -1,19 +1,46 @@
 """The optimizer's settings."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from attvae.spec import Config
 
+EPS = {"adamax": 1e-3, "adamw": 1e-8}
+"""The paper's, and the usual one."""
+
 
 class OptimConfig(Config):
-    """Adamax. The defaults are the paper's, but for the EMA, which the authors do not use."""
+    """The defaults are the paper's, but for the EMA, which the authors do not use."""
 
+    name: Literal["adamax", "adamw"] = "adamax"
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-3, gt=0)
+    eps: float = Field(EPS["adamax"], gt=0, description="by default 1e-3 for adamax, 1e-8 for adamw")
     l2: Annotated[float, Field(ge=0)] | Literal["published"] = Field(
-        0.0, description="coefficient λ of the penalty λ·w² on every weight; published: the authors' two coefficients"
+        0.0, description="coefficient λ of adamax's penalty λ·w² on every weight; published: the authors' two"
     )
+    weight_decay: float = Field(0.0, ge=0, description="adamw's, decoupled: w shrinks by lr times this")
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    fused: Literal["auto", "torch", "apex", "none"] = Field(
+        "auto", description="adamw's implementation; auto chooses and says what; the results agree to rounding"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _eps_of_the_algorithm(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "eps" not in given and given.get("name") in EPS:
+            return {**given, "eps": EPS[given["name"]]}
+        return given
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.name == "adamax" and self.weight_decay:
+            raise ValueError(f"optim.weight_decay={self.weight_decay} is adamw's: for adamax set optim.l2")
+        if self.name == "adamw" and self.l2:
+            raise ValueError(f"optim.l2={self.l2} is adamax's: for adamw set optim.weight_decay")
+        if self.name == "adamax" and self.fused in ("torch", "apex"):
+            raise ValueError(
+                f"optim.fused={self.fused}: there is no fused adamax; use auto or none, or optim.name=adamw"
+            )
+        return self

@@ -1,8 +1,11 @@
-"""The engines agree: plain torch against DeepSpeed's ZeRO stages, for any ranks and accumulation."""
+"""The engines agree: plain torch against DeepSpeed's ZeRO stages, whatever the ranks, the accumulation, the offloading
+and the recomputation. `pytest tests/engine/test_parity.py -m 'slow or not slow' -s` prints the table of docs/engine.md.
+"""
 
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,48 +13,73 @@ from spawn import run_on_ranks
 
 from attvae import seeding
 from attvae.config import load
-from attvae.data.loader import Batch, train_batches
-from attvae.data.manifest import Manifest
+from attvae.data.loader import Batch, open_manifest, train_batches
 from attvae.engine import rendezvous
 from attvae.engine.batch import divide
 from attvae.engine.plain import PlainEngine
 from attvae.engine.zero import ZeroEngine
 from attvae.model.vae import DeepVAE
 from attvae.objective import training_loss
-from attvae.optim.adamax import Adamax
+from attvae.optim.choose import choose
 from attvae.seeding import Purpose
 
 STEPS, GLOBAL_BATCH, CLIP_NORM = 20, 24, 30.0  # the first gradients are above this norm, the last ones below
 
+
+class Case(NamedTuple):
+    engine: str
+    ranks: int = 1
+    accumulation: int = 1
+    options: tuple[str, ...] = ()
+
+    def overrides(self) -> list[str]:
+        """`plain` or `stage 0` ... `stage 3`, as dotted overrides; stage 3 leaves no parameter whole."""
+        name, _, stage = self.engine.partition(" ")
+        engine = ["engine.name=plain"] if name == "plain" else [f"engine.stage={stage}"]
+        return [*engine, "engine.persistent_parameters=0", *(f"engine.{option}" for option in self.options)]
+
+
+ENGINES = ("plain", "stage 0", "stage 1", "stage 2", "stage 3")
+RECOMPUTE = ("recompute=[encoder,layers,decoder]",)
+OFFLOAD = ("offload_optimizer=true",)
+REFERENCE = Case("plain")
+QUICK = [
+    Case("plain", 1, 4, RECOMPUTE),
+    Case("stage 0"),
+    Case("stage 1", 1, 1, OFFLOAD),
+    Case("stage 2", 1, 4),
+    Case("stage 3", 1, 1, RECOMPUTE),
+    Case("plain", 2, 4),
+    Case("stage 1", 2, 4),
+    Case("stage 2", 2),
+    Case("stage 3", 2),
+]
+FULL = [Case(engine, ranks, accumulation) for engine in ENGINES for ranks in (1, 2) for accumulation in (1, 4)]
+FULL += [Case(engine, 2, 1, RECOMPUTE) for engine in ENGINES]
+FULL += [Case(engine, 2, 4, OFFLOAD) for engine in ENGINES[2:]]
+FULL += [Case("stage 3", 2, 4, (*OFFLOAD, "offload_parameters=true"))]
+
 Steps = list[tuple[float, float]]
 """(loss, gradient norm) of each step"""
-
-Case = tuple[str, int, int]
-"""engine, ZeRO stage, micro-batch"""
-
-ON_RANKS: dict[int, list[Case]] = {
-    1: [("plain", 0, 24), ("plain", 0, 6), ("zero", 0, 24), ("zero", 1, 24), ("zero", 2, 6)],
-    2: [("zero", 0, 12), ("zero", 1, 6), ("zero", 2, 12)],
-}
 
 
 def run_cases(digits: str, cases: list[Case]) -> list[Steps]:
     world = rendezvous.join()
     try:
-        return [steps(world, digits, *case) for case in cases]
+        return [steps(world, digits, case) for case in cases]
     finally:
         rendezvous.leave()
 
 
-def steps(world: rendezvous.World, digits: str, name: str, stage: int, micro_batch: int) -> Steps:
+def steps(world: rendezvous.World, digits: str, case: Case) -> Steps:
     """20 updates of the tiny model on the digits, from the same start."""
-    cfg = load(Path("configs/test/tiny.yaml"), [f"data.path={digits}", f"engine.name={name}", f"engine.stage={stage}"])
-    manifest = Manifest.read(cfg.data.path)
+    cfg = load(Path("configs/test/tiny.yaml"), [f"data.path={digits}", *case.overrides()])
+    manifest = open_manifest(cfg.data)
     torch.manual_seed(0)
-    model = DeepVAE(cfg.model, manifest.spec)
-    optimizer = Adamax(model.parameters(), cfg.optim)
-    batch = divide(GLOBAL_BATCH, world.size, micro_batch)
-    if name == "plain":
+    model = DeepVAE(cfg.model, manifest.spec, recompute=cfg.engine.recompute)
+    optimizer, _ = choose(model.parameters(), cfg.optim, world.device)
+    batch = divide(GLOBAL_BATCH, world.size, GLOBAL_BATCH // case.ranks // case.accumulation)
+    if cfg.engine.name == "plain":
         engine = PlainEngine(model, optimizer, world, cfg.engine, clip_norm=CLIP_NORM)
     else:
         engine = ZeroEngine(model, optimizer, world, cfg.engine, batch=batch, clip_norm=CLIP_NORM)
@@ -74,23 +102,46 @@ def steps(world: rendezvous.World, digits: str, name: str, stage: int, micro_bat
     return result
 
 
-@pytest.fixture(scope="module")
-def found(digits: Path) -> dict[tuple[int, Case], list[Steps]]:
-    """The steps that each rank saw, by number of ranks and case."""
-    answers = {ranks: run_on_ranks(run_cases, ranks, str(digits), cases) for ranks, cases in ON_RANKS.items()}
-    return {
-        (ranks, case): [answer[i] for answer in answers[ranks]]
-        for ranks, cases in ON_RANKS.items()
-        for i, case in enumerate(cases)
-    }
+def found(digits: Path, cases: list[Case]) -> dict[Case, list[Steps]]:
+    """The steps that each rank saw."""
+    answers: dict[Case, list[Steps]] = {}
+    for ranks in (1, 2):
+        here = [case for case in cases if case.ranks == ranks]
+        for case, *of_ranks in zip(here, *run_on_ranks(run_cases, ranks, str(digits), here), strict=True):
+            answers[case] = of_ranks
+    return answers
 
 
-@pytest.mark.parametrize(("ranks", "case"), [(ranks, case) for ranks, cases in ON_RANKS.items() for case in cases])
-def test_engines_agree(found: dict[tuple[int, Case], list[Steps]], ranks: int, case: Case) -> None:
+def deviation(steps: Steps, reference: Steps) -> tuple[float, float]:
+    """The largest relative deviations of the losses and of the gradient norms."""
+    relative = [
+        [abs(x - expected) / abs(expected) for x, expected in zip(step, wanted, strict=True)]
+        for step, wanted in zip(steps, reference, strict=True)
+    ]
+    loss, norm = (max(column) for column in zip(*relative, strict=True))
+    return loss, norm
+
+
+def check(digits: Path, cases: list[Case]) -> None:
     """Losses within 1e-5 and gradient norms within 1e-4 of the plain engine with the whole batch at once."""
-    reference = found[1, ("plain", 0, GLOBAL_BATCH)][0]
+    answers = found(digits, [REFERENCE, *(case for case in cases if case != REFERENCE)])
+    [reference] = answers[REFERENCE]
     assert reference[0][1] > CLIP_NORM > reference[-1][1], "both sides of the clipping must be met"
-    for steps_of_rank in found[ranks, case]:
-        for (loss, norm), (expected_loss, expected_norm) in zip(steps_of_rank, reference, strict=True):
-            assert loss == pytest.approx(expected_loss, rel=1e-5)
-            assert norm == pytest.approx(expected_norm, rel=1e-4)
+    print("\n| engine | ranks | accumulation | options | losses | gradient norms |\n|---|---|---|---|---|---|")
+    apart = []
+    for case, of_ranks in answers.items():
+        loss, norm = (max(column) for column in zip(*(deviation(s, reference) for s in of_ranks), strict=True))
+        cells = (case.engine, case.ranks, case.accumulation, ", ".join(case.options), f"{loss:.0e}", f"{norm:.0e}")
+        print("|", " | ".join(map(str, cells)), "|")
+        if not (loss < 1e-5 and norm < 1e-4):
+            apart.append((case, loss, norm))
+    assert not apart
+
+
+def test_engines_agree(digits: Path) -> None:
+    check(digits, QUICK)
+
+
+@pytest.mark.slow
+def test_the_parity_table(digits: Path) -> None:
+    check(digits, FULL)
