@@ -18,7 +18,8 @@ def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int, *, clip
         "train_batch_size": batch.micro_batch * batch.accumulation * ranks,
         "train_micro_batch_size_per_gpu": batch.micro_batch,
         "gradient_accumulation_steps": batch.accumulation,
-        "gradient_clipping": clip_norm or 0.0,
+        # In stage 0 the engine clips: it needs the norm before the step, where DeepSpeed does not tell it.
+        "gradient_clipping": (clip_norm or 0.0) if config.stage else 0.0,
         "prescale_gradients": False,
         "zero_optimization": _zero(config),
         # The optimizer is ours: element-wise, so any partition of the parameters gives the same update.

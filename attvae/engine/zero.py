@@ -1,6 +1,7 @@
 """The ZeRO engine: DeepSpeed behind the engine protocol. The only importer of deepspeed."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from attvae.engine.moving_statistics import MovingStatistics
 from attvae.engine.plain import restore_by_parameter
 from attvae.engine.protocol import MicroLoss, RestoredState, StepResult
 from attvae.engine.rendezvous import World
-from attvae.optim.ema import EmaOptimizer, gradients
+from attvae.optim.ema import EmaOptimizer
 
 
 class ZeroEngine:
@@ -43,6 +44,7 @@ class ZeroEngine:
         self._module = module
         self._optimizer = optimizer
         self._stage = config.stage
+        self._clip_norm = clip_norm
         self._has_masters = config.precision in ("bf16", "fp16")
         self._statistics = MovingStatistics(module)
         self._decision: StepResult | None = None
@@ -153,8 +155,10 @@ class ZeroEngine:
         return result
 
     def _decide_unpartitioned(self) -> None:
-        """Stage 0 in fp32 keeps no norm of its own; without gradients its optimizer does nothing."""
-        norm = self.world.agreed(float(nn.utils.get_total_norm(gradients(self._module.parameters()))))
+        """Stage 0 in fp32 keeps no norm of its own, so it is clipped here; without gradients its optimizer rests."""
+        norm = self.world.agreed(
+            float(nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf))
+        )
         self._decision = StepResult(norm, self.guard.admits(norm))
         if not self._decision.applied:
             self._optimizer.zero_grad(set_to_none=True)

@@ -33,6 +33,8 @@ class ApexAdamW(AdamW):
         ValueError: NVIDIA's apex is not there; names what is.
     """
 
+    FUSED = True
+
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], config: OptimConfig) -> None:
         if (reason := why_not()) is not None:
             raise ValueError(

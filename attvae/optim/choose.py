@@ -24,9 +24,9 @@ def choose(
     """
     match config.name, config.fused:
         case "adamax", _:
-            return Adamax(params, config), "Adamax: ours over lists of tensors; a fused one does not exist"
+            return Adamax(params, config), "Adamax: ours, in torch's operations; no fused one exists"
         case _, "none":
-            return AdamW(params, config), "AdamW: ours over lists of tensors, since optim.fused=none"
+            return AdamW(params, config), "AdamW: ours, in torch's operations, since optim.fused=none"
         case _, "apex":
             if device.type != "cuda":
                 raise ValueError(f"optim.fused=apex runs on GPUs, not on {device.type}: use optim.fused=auto")

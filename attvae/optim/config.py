@@ -40,7 +40,5 @@ class OptimConfig(Config):
         if self.name == "adamw" and self.l2:
             raise ValueError(f"optim.l2={self.l2} is adamax's: for adamw set optim.weight_decay")
         if self.name == "adamax" and self.fused in ("torch", "apex"):
-            raise ValueError(
-                f"optim.fused={self.fused}: there is no fused adamax; use auto or none, or optim.name=adamw"
-            )
+            raise ValueError(f"optim.fused={self.fused}: no fused adamax exists; use auto or none, or optim.name=adamw")
         return self

@@ -23,6 +23,9 @@ class EmaOptimizer(torch.optim.Optimizer, ABC):
     MOMENTS: ClassVar[tuple[str, str]]
     """The algorithm's own states."""
 
+    FUSED: ClassVar[bool] = False
+    """Whether an update passes over the memory once, not once for each operation."""
+
     def __init__(
         self, params: Iterable[Tensor] | Iterable[dict[str, Any]], config: OptimConfig, **settings: float
     ) -> None:
@@ -75,9 +78,12 @@ class EmaOptimizer(torch.optim.Optimizer, ABC):
             self.create_state(params)
             group["updates"] += 1
             t = group["updates"]
-            self._update(params, group, t)
             decay = min(group["ema_decay"], (1 + t) / (10 + t))
-            torch._foreach_lerp_(self.tensors(params, "ema"), params, 1 - decay)
+            # A GPU takes all parameters in one kernel; elementary operations on a CPU want one in its cache.
+            at_once = self.FUSED or params[0].device.type == "cuda"
+            for batch in [params] if at_once else [[p] for p in params]:
+                self._update(batch, group, t)
+                torch._foreach_lerp_(self.tensors(batch, "ema"), batch, 1 - decay)
 
     @abstractmethod
     def _update(self, params: list[Tensor], group: dict[str, Any], t: int) -> None:

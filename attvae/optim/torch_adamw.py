@@ -13,6 +13,8 @@ from attvae.optim.ema import gradients
 class TorchAdamW(AdamW):
     """The same update in one pass over the memory."""
 
+    FUSED = True
+
     def _update(self, params: list[Tensor], group: dict[str, Any], t: int) -> None:
         m, v = (self.tensors(params, name) for name in self.MOMENTS)
         adamw(
