@@ -159,8 +159,11 @@ class DeepVAE(nn.Module):
     def attention_gates(self) -> dict[str, Tensor]:
         """The gate gamma of each depth-wise attention, `decoder/layer_01` ..., `encoder/layer_00` ..., float32.
 
-        Of a model whose parameters are whole: those of a model in ZeRO stage 3 are not.
+        Raises:
+            ValueError: the parameters are partitioned (ZeRO stage 3), so that this model does not hold them.
         """
+        if any(module.gamma.numel() == 0 for _, module in self._attentions()):
+            raise ValueError("the parameters are partitioned over the ranks: load the gathered ones into another model")
         return {name: module.gamma.detach().float().squeeze() for name, module in self._attentions()}
 
     @contextmanager
