@@ -69,8 +69,14 @@ def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
             the batch, or the precision is not for this device.
     """
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
-    if cfg.engine.precision == "fp16" and device_of_this_rank().type == "cpu":
-        raise ValueError("engine.precision=fp16 needs a GPU and there is none: use autocast, bf16 or fp32")
+    if device_of_this_rank().type == "cpu":
+        if cfg.engine.precision == "fp16":
+            raise ValueError("engine.precision=fp16 needs a GPU and there is none: use autocast, bf16 or fp32")
+        if cfg.engine.compile:
+            raise ValueError(
+                "engine.compile needs a GPU and there is none: on a CPU, torch.compile gives wrong gradients of this "
+                "model (docs/engine.md); use engine.compile=false"
+            )
     manifest = open_manifest(cfg.data) if data_needed or cfg.data.spec is None or Path(cfg.data.path).exists() else None
     if manifest and cfg.data.spec not in (None, manifest.spec):
         raise ValueError(f"{cfg.data.path} holds {manifest.spec!r}, but the configuration is for {cfg.data.spec!r}")

@@ -1,5 +1,6 @@
 """The command as a user meets it: in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import attvae
 from attvae.config import load
 from attvae.data.manifest import Manifest
+from attvae.engine.batch import BatchPlan
+from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.model.vae import DeepVAE
 from attvae.run_folder import RunFolder
 
@@ -90,6 +93,21 @@ def test_the_printed_configuration_is_the_resolved_one(tmp_path: Path) -> None:
     (tmp_path / "printed.yaml").write_text(result.stdout)
     assert load(tmp_path / "printed.yaml") == load(TINY, ["train.lr=3e-4"])
     assert load(tmp_path / "printed.yaml").train.lr == 3e-4
+    comments = [line[2:] for line in result.stdout.splitlines() if line.startswith("# ")]
+    assert comments[0] == "What DeepSpeed gets on 1 rank:"
+    cfg = load(TINY)
+    expected = deepspeed_config(cfg.engine, BatchPlan(cfg.train.global_batch, 1), 1, clip_norm=cfg.train.clip_norm)
+    assert json.loads("\n".join(comments[1:])) == expected
+
+
+def test_fp16_without_a_gpu_is_refused_before_training(tmp_path: Path, digits: Path) -> None:
+    arguments = [f"data.path={digits}", "engine.precision=fp16", "engine.stage=2", "--out", "run"]
+    result = run([*COMMAND, "train", str(TINY), *arguments], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "attvae: engine.precision=fp16 needs a GPU and there is none: use autocast, bf16 or fp32\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_launch_script_takes_what_the_deepspeed_launcher_adds(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_all_problems_are_told_at_once(complete: Path) -> None:
         ("train.kl_start=2", "train.kl_start=2"),
         ("model=3", "model=3"),
         ("engine.name=horovod", "engine.name='horovod': Input should be 'zero' or 'plain'"),
-        ("engine.stage=3", "engine.stage=3: Input should be 0, 1 or 2"),
+        ("engine.stage=4", "engine.stage=4: Input should be 0, 1, 2 or 3"),
         ("model.likelihood.kind=gauss", "'bernoulli', 'logistic_mixture'"),
         ("model.preprocessing.scales=[-2, -2]", "make them equal"),
         ("seed=-1", "seed=-1"),

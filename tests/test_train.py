@@ -109,6 +109,12 @@ def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
     assert summary["test_without_depth_attention"]["nelbo_nats"] != test["nelbo_nats"]
     for name in ("config.yaml", "command.txt", "environment.json", "metrics.jsonl", "mlflow.json", "lock"):
         assert (out / name).is_file(), name
+    deepspeed = json.loads((out / "deepspeed.json").read_text())
+    assert (deepspeed["train_batch_size"], deepspeed["zero_optimization"]["stage"]) == (100, 1)
+    guard = json.loads((out / "checkpoints" / "000000002000" / "state.json").read_text())["guard"]
+    assert guard["norms"] == 20
+    assert guard["skipped"] == 0
+    assert "attvae: Adamax: ours" in output
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["000000001000", "000000002000"]
     assert "mlflow ui --backend-store-uri" in output
 

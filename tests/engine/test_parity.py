@@ -42,6 +42,8 @@ class Case(NamedTuple):
 ENGINES = ("plain", "stage 0", "stage 1", "stage 2", "stage 3")
 RECOMPUTE = ("recompute=[encoder,layers,decoder]",)
 OFFLOAD = ("offload_optimizer=true",)
+AUTOCAST = ("precision=autocast",)
+BF16 = ("precision=bf16",)
 REFERENCE = Case("plain")
 QUICK = [
     Case("plain", 1, 4, RECOMPUTE),
@@ -49,15 +51,24 @@ QUICK = [
     Case("stage 1", 1, 1, OFFLOAD),
     Case("stage 2", 1, 4),
     Case("stage 3", 1, 1, RECOMPUTE),
+    Case("stage 3", 1, 1, BF16),
     Case("plain", 2, 4),
     Case("stage 1", 2, 4),
+    Case("stage 1", 2, 1, AUTOCAST),
     Case("stage 2", 2),
     Case("stage 3", 2),
 ]
-FULL = [Case(engine, ranks, accumulation) for engine in ENGINES for ranks in (1, 2) for accumulation in (1, 4)]
-FULL += [Case(engine, 2, 1, RECOMPUTE) for engine in ENGINES]
-FULL += [Case(engine, 2, 4, OFFLOAD) for engine in ENGINES[2:]]
-FULL += [Case("stage 3", 2, 4, (*OFFLOAD, "offload_parameters=true"))]
+SLOW = [Case(engine, ranks, accumulation) for engine in ENGINES for ranks in (1, 2) for accumulation in (1, 4)]
+SLOW = [case for case in SLOW if case not in (REFERENCE, *QUICK)]
+SLOW += [
+    Case("plain", 1, 1, AUTOCAST),
+    Case("stage 3", 1, 1, AUTOCAST),
+    Case("plain", 2, 1, RECOMPUTE),
+    Case("stage 2", 2, 4, BF16),
+    Case("stage 3", 2, 4, (*OFFLOAD, "offload_parameters=true", *RECOMPUTE)),
+]
+BOUNDS = {"fp32": (1e-5, 1e-4), "autocast": (5e-3, 0.15), "bf16": (1e-2, 0.25)}
+"""Of the relative deviations of losses and gradient norms, by precision."""
 
 Steps = list[tuple[float, float]]
 """(loss, gradient norm) of each step"""
@@ -123,17 +134,19 @@ def deviation(steps: Steps, reference: Steps) -> tuple[float, float]:
 
 
 def check(digits: Path, cases: list[Case]) -> None:
-    """Losses within 1e-5 and gradient norms within 1e-4 of the plain engine with the whole batch at once."""
-    answers = found(digits, [REFERENCE, *(case for case in cases if case != REFERENCE)])
+    """Against the plain engine in fp32 with the whole batch at once."""
+    answers = found(digits, [REFERENCE, *cases])
     [reference] = answers[REFERENCE]
     assert reference[0][1] > CLIP_NORM > reference[-1][1], "both sides of the clipping must be met"
-    print("\n| engine | ranks | accumulation | options | losses | gradient norms |\n|---|---|---|---|---|---|")
     apart = []
     for case, of_ranks in answers.items():
         loss, norm = (max(column) for column in zip(*(deviation(s, reference) for s in of_ranks), strict=True))
         cells = (case.engine, case.ranks, case.accumulation, ", ".join(case.options), f"{loss:.0e}", f"{norm:.0e}")
-        print("|", " | ".join(map(str, cells)), "|")
-        if not (loss < 1e-5 and norm < 1e-4):
+        print("\n|", " | ".join(map(str, cells)), "|", end="")
+        precision = next((p for p in BOUNDS if f"precision={p}" in case.options), "fp32")
+        within = loss < BOUNDS[precision][0] and norm < BOUNDS[precision][1]
+        took_effect = (loss > BOUNDS["fp32"][0]) == (precision != "fp32")
+        if not (within and took_effect):
             apart.append((case, loss, norm))
     assert not apart
 
@@ -143,5 +156,5 @@ def test_engines_agree(digits: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_parity_table(digits: Path) -> None:
-    check(digits, FULL)
+def test_engines_agree_in_the_remaining_cases(digits: Path) -> None:
+    check(digits, SLOW)
