@@ -48,8 +48,6 @@ REFERENCE = Case("plain")
 QUICK = [
     Case("plain", 1, 4, RECOMPUTE),
     Case("stage 0"),
-    Case("stage 1", 1, 1, OFFLOAD),
-    Case("stage 2", 1, 4),
     Case("stage 3", 1, 1, RECOMPUTE),
     Case("stage 3", 1, 1, BF16),
     Case("plain", 2, 4),
@@ -61,6 +59,7 @@ QUICK = [
 SLOW = [Case(engine, ranks, accumulation) for engine in ENGINES for ranks in (1, 2) for accumulation in (1, 4)]
 SLOW = [case for case in SLOW if case not in (REFERENCE, *QUICK)]
 SLOW += [
+    Case("stage 1", 1, 1, OFFLOAD),
     Case("plain", 1, 1, AUTOCAST),
     Case("stage 3", 1, 1, AUTOCAST),
     Case("plain", 2, 1, RECOMPUTE),
