@@ -39,3 +39,4 @@ demo: $(READY)
 check-all: check test test-slow test-ray demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml
+	$(BIN)/python benchmarks/soak.py

@@ -289,8 +289,7 @@ def run_command(path: Path | str, out: Path, *more: str) -> Result:
 
 def assert_said(found: Result, exit_code: int, message: str) -> None:
     assert found.exit_code == exit_code, found.output
-    [said] = [line for line in found.stderr.splitlines() if line.startswith("attvae")]
-    assert re.match(message, said), said
+    assert sum(bool(re.match(message, line)) for line in found.stderr.splitlines()) == 1, found.stderr
     assert "Traceback" not in found.output
 
 
@@ -373,30 +372,6 @@ SMALL_CACHE = "data.cache_gb=0.0007"
 
 def rows_in(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-@pytest.mark.slow
-def test_a_store_that_comes_back_changes_nothing(data: Path, server: S3Server, tmp_path: Path) -> None:
-    def interrupt() -> None:
-        while rows_in(tmp_path / "far" / "metrics.jsonl") < 3:
-            time.sleep(0.02)
-        server.stop()
-        time.sleep(1)
-        rows.append(rows_in(tmp_path / "far" / "metrics.jsonl"))
-        server.start()
-
-    rows: list[int] = []
-    outage = threading.Thread(target=interrupt, daemon=True)
-    outage.start()
-    far = run_command(server.url("raw"), tmp_path / "far", SMALL_CACHE, f"data.cache={tmp_path}/cache")
-    assert far.exit_code == 0, far.output
-    outage.join()
-    assert rows[0] < SAMPLES // BATCH, "the outage comes in the middle"
-    assert "does not answer" in far.stderr
-    assert "answers again" in far.stderr
-    near = run_command(data / "raw", tmp_path / "near")
-    assert near.exit_code == 0, near.output
-    assert result(tmp_path / "far") == result(tmp_path / "near")
 
 
 def test_a_store_that_stays_away_ends_the_run(server: S3Server, tmp_path: Path) -> None:
