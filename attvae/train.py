@@ -235,6 +235,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
                     samples_seen,
                     figures.metrics("train")
                     | {"train/grad_norm": grad_norm, "train/lr": lr, "train/beta": beta, "perf/images_per_s": rate}
+                    | {"train/skipped_updates": engine.guard.skipped}
                     | ({"data/skipped": skips.skipped} if cfg.data.on_damage == "skip" else {}),
                 )
             looking = last or schedule.due(samples_seen, cfg.eval.every, step)
