@@ -427,7 +427,8 @@ def test_fetching_ahead_fills_half_the_cache_at_most_and_fails_in_silence(
 
 
 _PROGRAM = """
-import sys, socket
+import signal, sys, socket
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts aside with SIGINT ignored
 from pathlib import Path
 from attvae.data.shard import Shard
 from attvae.data.source import open_source
