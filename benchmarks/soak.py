@@ -4,7 +4,7 @@
 
 makes a data set of 1,282 shards twice, as raw pixels and as PNG, and trains 20,000 steps on each, reading in the
 trainer and in two workers. Once a second it notes the resident memory and the open files of the trainer and of its
-workers. It prints a table of their medians per epoch, draws them into benchmarks/results/, and fails where the last
+workers. It prints a table per epoch, draws them into benchmarks/results/, and fails where the last
 epoch has more than 3 % more memory than the second, or more open files: the first one holds the start.
 """
 
@@ -94,7 +94,10 @@ class Seen(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """Medians over an epoch: of the trainer, and summed over its workers."""
+    """Of an epoch: the median of the memory, the least of the open files; of the trainer, and summed over its workers.
+
+    Batches on their way from a worker are open files for a moment; what stays open is in the least.
+    """
 
     epoch: int
     trainer_bytes: float
@@ -104,7 +107,7 @@ class Epoch(NamedTuple):
 
 
 def watch(config: Path, out: Path, workers: int, epoch_samples: int) -> list[Epoch]:
-    """Trains; the medians of each epoch but the last, cut one."""
+    """Trains; the figures of each epoch but the last, cut one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "launch/train.py", str(config), "--out", str(out)]
     with (out.parent / f"{out.name}.log").open("wb") as log:
@@ -130,14 +133,14 @@ def watch(config: Path, out: Path, workers: int, epoch_samples: int) -> list[Epo
     lasting = sorted(seen.values(), key=len)[-workers:] if workers else []
     epochs = []
     for epoch in range(max(s.epoch for s in noted)):
-        medians = [
-            (statistics.median(s.bytes for s in of_epoch), statistics.median(s.files for s in of_epoch))
+        figures = [
+            (statistics.median(s.bytes for s in of_epoch), min(s.files for s in of_epoch))
             for process in [noted, *lasting]
             if (of_epoch := [s for s in process if s.epoch == epoch])
         ]
-        if len(medians) == 1 + workers:
-            others = [sum(column) for column in zip(*medians[1:], strict=True)] or [0, 0]
-            epochs.append(Epoch(epoch, *medians[0], *others))
+        if len(figures) == 1 + workers:
+            others = [sum(column) for column in zip(*figures[1:], strict=True)] or [0, 0]
+            epochs.append(Epoch(epoch, *figures[0], *others))
     return epochs
 
 
