@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from itertools import islice
@@ -12,6 +13,8 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_PATIENCE_S = 10.0
 
 
 def spread(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result, None, None]:
@@ -60,6 +63,9 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) 
                 yield answer
     finally:
         for process in busy.values():
+            process.terminate()
+        for process in busy.values():
+            process.join(_PATIENCE_S)
             process.kill()
             process.join()
 
@@ -67,6 +73,7 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) 
 def _serve(work: Callable[[Task], Result], connection: Connection) -> None:
     """A worker: answers tasks until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removing what is half written
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:

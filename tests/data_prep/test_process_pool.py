@@ -2,9 +2,11 @@ import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from data_prep.atomic import aside
 from data_prep.process_pool import spread
 
 
@@ -28,6 +30,16 @@ def sleep_or_fail(number: int) -> None:
     if number == 1:
         raise ValueError("enough")
     time.sleep(60)
+
+
+def write_or_fail(folder: Path, number: int) -> None:
+    partial_file = folder / "half.tmp"
+    if number == 1:
+        while not partial_file.exists():
+            time.sleep(0.01)
+        raise ValueError("enough")
+    with aside(folder / "half"):
+        time.sleep(60)
 
 
 @pytest.mark.parametrize(("workers", "processes"), [(0, 1), (1, 1), (2, 2), (9, 3)])
@@ -54,3 +66,9 @@ def test_an_error_does_not_wait_for_the_others() -> None:
     with pytest.raises(ValueError, match="enough"):
         list(spread(sleep_or_fail, range(2), 2))
     assert time.monotonic() - start < 30
+
+
+def test_the_others_clean_up_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="enough"):
+        list(spread(partial(write_or_fail, tmp_path), range(2), 2))
+    assert not list(tmp_path.iterdir())
