@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from attvae.engine.phases import Phases
 
 T = TypeVar("T")
 
@@ -44,6 +46,10 @@ class World:
     rank: int
     size: int
     device: torch.device
+    phases: Phases = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phases", Phases(self.device))
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over the ranks; `x` itself is not changed."""
