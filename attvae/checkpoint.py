@@ -5,60 +5,57 @@ A checkpoint is a folder `<samples seen, 12 digits>/` with
                                  name: `exp_avg/<name>`, `exp_inf/<name>` (Adamax), `ema/<name>`
     state.json                   samples seen, updates, guard of the gradients, seconds trained, configuration, versions
     manifest.json                format version and, for every other file, its size and hash
-It is written as `<name>.tmp`, flushed to disk and renamed, so a folder without `.tmp` is complete.
+It is written as `<name>.tmp`, flushed to disk and renamed, so a folder without `.tmp` is complete. docs/checkpoints.md.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple
 
 import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attvae import schedule, tensor_file
+from attvae.checkpoint_config import CheckpointConfig
 from attvae.engine.protocol import Engine
+from attvae.engine.rendezvous import FailedOnAnotherRankError, World
+from attvae.tensor_file import FileHash, TensorFile
 
 FORMAT_VERSION = 1
+REMEDY = "use another checkpoint, or remove this one"
 
 
 class Checkpoint:
     """A complete checkpoint on disk, verified when it is opened. Tensors are read when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verified: bool = False) -> None:
         """Opens and verifies.
+
+        Args:
+            verified: another rank has just compared the files with their hashes: once is enough.
 
         Raises:
             ValueError: the folder is no checkpoint, or is damaged; names the file.
         """
         self.folder = folder
-        remedy = "use another checkpoint, or remove this one"
-        if not (folder / "manifest.json").is_file():
-            raise ValueError(f"{folder} is no complete checkpoint: manifest.json is missing; {remedy}")
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            version, files = manifest["format_version"], manifest["files"]
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{folder}/manifest.json is damaged ({error!r}); {remedy}") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{folder} has checkpoint format {version}, this attvae reads {FORMAT_VERSION}")
-        self._file_of: dict[str, Path] = {}
-        for name, stated in files.items():
+        self._file_of: dict[str, TensorFile] = {}
+        for name, stated in _read_manifest(folder).items():
             path = folder / name
             if path.parent != folder or not path.is_file():
-                raise ValueError(f"{folder} is damaged: {name} is missing; {remedy}")
-            if path.stat().st_size != stated["bytes"] or _hash(path) != stated["xxh3"]:
-                raise ValueError(f"{folder} is damaged: {name} does not match its hash in manifest.json; {remedy}")
-            if path.suffix == ".safetensors":
-                try:
-                    with safe_open(path, "pt") as tensors:
-                        self._file_of.update(dict.fromkeys(tensors.keys(), path))
-                except SafetensorError as error:
-                    raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
+                raise ValueError(f"{folder} is damaged: {name} is missing; {REMEDY}")
+            try:
+                if path.stat().st_size != stated.bytes or not (verified or tensor_file.hash_file(path) == stated):
+                    raise ValueError(f"{folder} is damaged: {name} does not match its hash in manifest.json; {REMEDY}")
+                if path.suffix == ".safetensors":
+                    tensors = TensorFile(path)
+                    self._file_of |= dict.fromkeys(tensors.shapes, tensors)
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
         self.state: dict[str, Any] = json.loads((folder / "state.json").read_text())
 
     @property
@@ -66,18 +63,23 @@ class Checkpoint:
         return int(self.state["samples_seen"])
 
     def tensor(self, kind: str, name: str) -> Tensor:
-        """The tensor `kind`/`name`: parameters, buffers, ema or another optimizer state."""
+        """The tensor `kind`/`name`, in memory of its own: parameters, buffers, ema or another optimizer state.
+
+        Raises:
+            ValueError: there is none, or its file can no longer be read.
+        """
         key = f"{kind}/{name}"
-        if key not in self._file_of:
-            raise ValueError(f"{self.folder} has no tensor {key}: it is a checkpoint of another model")
-        with safe_open(self._file_of[key], "pt") as tensors:
-            return tensors.get_tensor(key)
+        file = self._file_with(key)
+        try:
+            return file.tensor(key)
+        except OSError as error:
+            raise ValueError(f"{file.path} cannot be read ({error.strerror}); {REMEDY}") from error
 
     def load_into(self, module: nn.Module, *, weights: str) -> None:
         """Fills parameters (from `parameters` or `ema`) and buffers; the sets of names and the shapes must agree.
 
         Raises:
-            ValueError: the checkpoint is of another model; names the first tensor that differs.
+            ValueError: the checkpoint is of another model; names the first tensor that differs, and nothing is filled.
         """
         parameters = dict(module.named_parameters())
         buffers = dict(module.named_buffers())
@@ -87,52 +89,186 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} holds {min(unknown)}, which this model has not: another model's checkpoint"
             )
+        targets: list[tuple[str, str, Tensor]] = [(weights, name, p) for name, p in parameters.items()]
+        targets += [("buffers", name, buffer) for name, buffer in buffers.items()]
+        for kind, name, target in targets:
+            key = f"{kind}/{name}"
+            shape = self._file_with(key).shapes[key]
+            if shape != target.shape:
+                raise ValueError(
+                    f"{self.folder}: {key} has shape {shape}, this model's has {tuple(target.shape)}: "
+                    "another model's checkpoint"
+                )
         with torch.no_grad():
-            for kind, targets in ((weights, parameters), ("buffers", buffers)):
-                for name, target in targets.items():
-                    value = self.tensor(kind, name)
-                    if value.shape != target.shape:
-                        raise ValueError(
-                            f"{self.folder}: {kind}/{name} has shape {tuple(value.shape)}, "
-                            f"this model's has {tuple(target.shape)}: another model's checkpoint"
-                        )
-                    target.copy_(value)
+            for kind, name, target in targets:
+                target.copy_(self.tensor(kind, name))
+
+    def _file_with(self, key: str) -> TensorFile:
+        if key not in self._file_of:
+            raise ValueError(f"{self.folder} has no tensor {key}: it is a checkpoint of another model")
+        return self._file_of[key]
 
 
-def save(folder: Path, engine: Engine, state: dict[str, Any]) -> None:
-    """Writes the checkpoint `folder`. Collective; the ranks share the writing. An existing one is kept as it is."""
-    world = engine.world
-    partial = folder.with_name(folder.name + ".tmp")
+def _read_manifest(folder: Path) -> dict[str, FileHash]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no complete checkpoint: manifest.json is missing; {REMEDY}")
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format_version"]
+        files = {name: FileHash(stated["bytes"], stated["xxh3"]) for name, stated in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {REMEDY}") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{folder} has checkpoint format {version}, this attvae reads {FORMAT_VERSION}")
+    if "state.json" not in files:
+        raise ValueError(f"{path} is damaged: it does not name state.json; {REMEDY}")
+    return files
 
-    def prepare() -> bool:
-        if folder.exists():
-            return False
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        return True
 
-    if not world.from_first(prepare):
-        return
-    mine: dict[str, Tensor] = {}
-    for i, (key, tensor) in enumerate(_tensors(engine)):
-        if i % world.size == world.rank:
-            mine[key] = tensor.detach().to("cpu", copy=True).contiguous()
-    path = partial / f"tensors-{world.rank:04d}.safetensors"
-    save_file(mine, path)
-    _flush(path)
-    world.barrier()
+class NotSavedError(OSError):
+    """A checkpoint could not be written. Those that stood before still stand, and nothing is left of this one."""
 
-    def finish() -> None:
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
-        files = {p.name: {"bytes": p.stat().st_size, "xxh3": _hash(p)} for p in sorted(partial.iterdir())}
-        _flush(partial / "state.json")
-        (partial / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1))
-        _flush(partial / "manifest.json")
-        _flush(partial)
-        partial.rename(folder)
-        _flush(folder.parent)
+    known_to_all = True  # all ranks end with it: attvae.engine.rendezvous.is_known_to_all
 
-    world.from_first(finish)
+
+class _Write(Thread):
+    """Writes one rank's tensors. Knows nothing of the other ranks: it may run beside their collectives."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        super().__init__(name="checkpoint", daemon=True)  # a process that fails does not wait for it
+        self.path = path
+        self.written: FileHash | None = None
+        self.failure: Exception | None = None
+        self._tensors = tensors
+
+    def run(self) -> None:
+        try:
+            self.written = tensor_file.write(self.path, self._tensors)
+        except Exception as error:
+            self.failure = error
+        finally:
+            self._tensors = {}
+
+
+class _Unfinished(NamedTuple):
+    """A checkpoint whose tensors are being written."""
+
+    target: Path
+    state: str
+    write: _Write
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run into its folder, one at a time, and removes old ones.
+
+    Every method is collective. Each of them may complete a checkpoint, and raises, on all ranks alike, when one cannot
+    be written: NotSavedError on the first rank that found it so, FailedOnAnotherRankError on the others. With
+    `on_failure: continue`, rank 0 prints that message instead, and the run goes on without this checkpoint.
+    """
+
+    def __init__(self, folder: Path, world: World, cfg: CheckpointConfig, step: int) -> None:
+        """
+        Args:
+            folder: that of the checkpoints; the same on all ranks, and on a disk that they share.
+            step: samples of an update, which decide whether one has crossed a multiple of `keep_every`.
+        """
+        self._folder = folder
+        self._world = world
+        self._cfg = cfg
+        self._step = step
+        self._unfinished: _Unfinished | None = None
+
+    def save(self, engine: Engine, samples_seen: int, state: dict[str, Any]) -> None:
+        """Writes a checkpoint; with `background`, returns when its tensors have been copied to the CPU's memory.
+
+        Completes an unfinished one first. One of the same samples is replaced once the new one is written.
+
+        Args:
+            state: what else a run goes on from, `samples_seen` among it: plain values for state.json.
+        """
+        self.finish()
+        target = self._folder / f"{samples_seen:012d}"
+        if not self._succeeded(target, self._on_first(lambda: _make_empty(_partial(target)))):
+            return
+        share = {
+            key: tensor.detach().to("cpu", copy=self._cfg.background).contiguous()
+            for i, (key, tensor) in enumerate(_tensors(engine))
+            if i % self._world.size == self._world.rank
+        }
+        write = _Write(_partial(target) / f"tensors-{self._world.rank:04d}.safetensors", share)
+        write.start()
+        self._unfinished = _Unfinished(target, json.dumps(state, indent=1), write)
+        if not self._cfg.background:
+            self.finish()
+
+    def poll(self) -> None:
+        """Completes the checkpoint in the background if all ranks have written their part. Does not wait for them."""
+        if self._unfinished is None:
+            return
+        writing = self._world.sum(torch.tensor(int(self._unfinished.write.is_alive())))
+        if not writing.item():
+            self.finish()
+
+    def finish(self) -> None:
+        """Completes the checkpoint in the background, if there is one."""
+        if self._unfinished is None:
+            return
+        (target, state, write), self._unfinished = self._unfinished, None
+        write.join()
+        if not self._succeeded(target, write.failure):
+            return
+        written = self._world.gather((write.path.name, write.written))
+        files = {name: file for name, file in written if file is not None}
+        if not self._succeeded(target, self._on_first(lambda: _publish(target, state, files))):
+            return
+        self._world.from_first(lambda: self._remove_unneeded(target))
+
+    def _on_first(self, act: Callable[[], None]) -> Exception | None:
+        """Does what is for rank 0 alone to do; why it has failed."""
+        try:
+            if self._world.rank == 0:
+                act()
+        except Exception as error:
+            return error
+        return None
+
+    def _succeeded(self, target: Path, failure: Exception | None) -> bool:
+        """Whether no rank has failed; otherwise nothing is left behind."""
+        reasons = self._world.gather(None if failure is None else _reason(failure))
+        first = next((rank for rank, reason in enumerate(reasons) if reason is not None), None)
+        if first is None:
+            return True
+        if self._world.rank == 0:
+            shutil.rmtree(_partial(target), ignore_errors=True)
+        self._world.barrier()
+        standing = complete(self._folder)
+        newest = f"the newest that stands is {standing[-1].name}" if standing else "none stands"
+        message = f"cannot save the checkpoint {target} ({reasons[first]}): {newest}"
+        remedy = "make room there, or make the disk writable"
+        match self._cfg.on_failure:
+            case "continue":
+                if self._world.rank == 0:
+                    going_on = "the run goes on without this one, since checkpoint.on_failure=continue"
+                    print(f"attvae: {message}; {going_on}; {remedy}", file=sys.stderr, flush=True)
+                return False
+            case "stop":
+                if self._world.rank == first:
+                    raise NotSavedError(f"{message}; {remedy}, then run the same command again") from failure
+                raise FailedOnAnotherRankError(f"rank {first} says why")
+
+    def _remove_unneeded(self, saved: Path) -> None:
+        """Removes what neither `keep_last` nor `keep_every` keeps, and what a roll-back has left ahead. On rank 0."""
+        found = complete(self._folder)
+        kept = [p for p in found if p.name <= saved.name][-self._cfg.keep_last :]
+        for other in found:
+            marks = self._cfg.keep_every and schedule.due(int(other.name), self._cfg.keep_every, self._step)
+            if other in kept or (marks and other.name < saved.name):
+                continue
+            try:
+                _remove(other)
+            except OSError as error:
+                print(f"attvae: cannot remove the checkpoint {other} ({_reason(error)})", file=sys.stderr, flush=True)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -146,13 +282,35 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(partial)
 
 
-def keep_last(folder: Path, count: int) -> None:
-    """Removes all but the newest `count` checkpoints."""
-    for old in complete(folder)[:-count]:
-        # Renamed first: a removal that is cut short must not leave a folder that looks complete.
-        doomed = old.with_name(old.name + ".tmp")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".tmp")
+
+
+def _make_empty(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def _publish(target: Path, state: str, files: dict[str, FileHash]) -> None:
+    """Makes a checkpoint of the partial one, whose tensors are written."""
+    partial = _partial(target)
+    _write_text(partial / "state.json", state)
+    files = {"state.json": tensor_file.hash_file(partial / "state.json")} | files
+    stated = {name: file._asdict() for name, file in sorted(files.items())}
+    _write_text(partial / "manifest.json", json.dumps({"format_version": FORMAT_VERSION, "files": stated}, indent=1))
+    _flush(partial)
+    if target.exists():
+        _remove(target)
+    partial.rename(target)
+    _flush(target.parent)
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first: a removal that is cut short must not leave a folder that looks complete.
+    doomed = folder.with_name(folder.name + ".old.tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
@@ -164,16 +322,19 @@ def _tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
             yield f"{kind}/{name}", tensor
 
 
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
 
 
-def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -21,6 +21,9 @@ app = typer.Typer(
 
 RANK = int(os.environ.get("RANK", "0"))
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+STOPPED = 75
+"""Exit code: stopped as asked, after saving; the same command goes on. EX_TEMPFAIL of sysexits.h."""
+
 SILENT_S = 3.0
 """A rank that leaves a message to another waits before it exits: the first exit makes launchers end all ranks."""
 
@@ -42,13 +45,13 @@ def main(
 
 @contextmanager
 def _bad_input(*, found_by_all: bool) -> Iterator[None]:
-    """Turns a ValueError into one message and exit code 2, a ConnectionError into one and exit code 1.
+    """Turns a ValueError into one message and exit code 2, an OSError (network, disk) into one and exit code 1.
 
     What all ranks find alike, the first one says.
     """
     try:
         yield
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         if RANK == 0 or not found_by_all:
             print(f"attvae{f' (rank {RANK})' if RANK else ''}: {error}", file=sys.stderr, flush=True)
         else:
@@ -86,7 +89,7 @@ def train(
                 show_run(folder)
             return
 
-        from attvae.train import DivergedError, plan
+        from attvae.train import plan
         from attvae.train import train as run
 
         planned = plan(cfg, RANKS, data_needed=not dry_run)
@@ -95,10 +98,14 @@ def train(
             show_plan(planned, RANKS)
         return
     from attvae.engine.rendezvous import FailedOnAnotherRankError
+    from attvae.engine.stop import StopRequestedError
+    from attvae.loop import DivergedError
 
     try:
         with _bad_input(found_by_all=False):
             run(planned, folder.path)
+    except StopRequestedError:
+        raise typer.Exit(STOPPED) from None
     except DivergedError as error:
         if RANK == 0:
             print(f"attvae: {error}", file=sys.stderr, flush=True)
@@ -164,6 +171,58 @@ def bench_data(
     with _bad_input(found_by_all=True):
         found = measure_loaders(case, images, workers or [0, 1, 2], repeats, batch_size, keep)
     print(json.dumps(found, indent=1))
+
+
+@bench.command("scaling")
+def bench_scaling(
+    config_file: Annotated[
+        Path, typer.Option("--config", help="Model, and what else a run is made of; the images are random.")
+    ] = Path("configs/photos32.yaml"),
+    engine: Annotated[str, typer.Option(help="zero or plain.")] = "zero",
+    stage: Annotated[int, typer.Option(help="ZeRO stage.")] = 1,
+    batch: Annotated[int, typer.Option(help="Images per rank and update.")] = 32,
+    steps: Annotated[int, typer.Option(help="Updates of each measurement.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Measurements of each kind.")] = 9,
+) -> None:
+    """Training throughput on the CPU: two ranks on two cores against one rank on one core."""
+    import json
+
+    from attvae.bench.scaling import measure_scaling
+    from attvae.config import load
+
+    with _bad_input(found_by_all=True):
+        cfg = load(config_file, [f"engine.name={engine}", f"engine.stage={stage}"])
+        found = measure_scaling(cfg, batch, steps, repeats)
+    print(json.dumps({"config": str(config_file), **found}, indent=1))
+
+
+@app.command("find-batch")
+def find_batch(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as engine.precision=bf16.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks of the run that is planned.")] = 1,
+) -> None:
+    """The largest micro-batch that fits on this device, found by trying."""
+    from attvae import find_batch as search
+    from attvae.config import load
+    from attvae.train import plan
+
+    with _bad_input(found_by_all=True):
+        cfg = load(config_file, [*(overrides or []), "engine.micro_batch=null"])
+        planned = plan(cfg, ranks, data_needed=False)
+        spec = planned.manifest.spec if planned.manifest else cfg.data.spec
+        assert spec is not None
+        print(f"{config_file}: a rank has {planned.batch.micro_batch} images of each update", flush=True)
+        try:
+            trials = search.find_batch(cfg, spec, ranks, search.show_trial)
+        except search.TrialFailedError as error:
+            print(f"attvae: {error}", file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
+    search.show_result(trials, cfg, ranks)
+    if not any(trial.fits for trial in trials):
+        raise typer.Exit(1)
 
 
 @app.command("import-official")

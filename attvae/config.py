@@ -13,6 +13,7 @@ from typing import Any, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from attvae.checkpoint_config import CheckpointConfig
 from attvae.data.config import DataConfig
 from attvae.engine.config import EngineConfig
 from attvae.model.config import ModelConfig
@@ -47,6 +48,9 @@ class TrainConfig(Config):
     spike_limit: float | None = Field(
         20.0, gt=1, description="an update is skipped if its gradient norm is above this many times the running one"
     )
+    roll_back_after: int = Field(
+        20, gt=0, description="skipped updates in a row after which the run goes back to its newest checkpoint, once"
+    )
     log_every: int = Field(gt=0)
 
     @model_validator(mode="after")
@@ -71,11 +75,6 @@ class EvaluateConfig(Config):
     binarisations: int = Field(20, gt=0, description="draws of each binary image that are averaged; else one")
 
 
-class CheckpointConfig(Config):
-    every: int = Field(gt=0)
-    keep_last: int = Field(2, gt=0)
-
-
 class RunConfig(Config):
     """One run, in full."""
 
@@ -98,16 +97,6 @@ class RunConfig(Config):
             raise ValueError("resume and init_from exclude each other: set one of them")
         return self
 
-    @model_validator(mode="after")
-    def _intervals_meet(self) -> Self:
-        """A checkpoint lies between two log lines, so that a resumed run repeats the lines of an undisturbed one."""
-        if self.checkpoint.every % self.train.log_every:
-            raise ValueError(
-                f"checkpoint.every={self.checkpoint.every} is not a multiple of train.log_every="
-                f"{self.train.log_every}: make it one"
-            )
-        return self
-
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -115,9 +104,11 @@ class RunConfig(Config):
 MAY_CHANGE = (
     "engine",
     "optim.fused",
+    "train.roll_back_after",
     "tracking",
     "checkpoint",
     "data.path",
+    "data.dataset",
     "data.workers",
     "data.on_damage",
     "data.skip_limit",

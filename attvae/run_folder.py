@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +16,13 @@ from typing import IO, Any
 
 from attvae.config import RunConfig, differences, load
 
-LOCK_WAIT_S = 10.0
-"""How long a killed predecessor may take to end (its ranks follow their launcher within a second)."""
+LOCK_WAIT_S = 20.0
+"""How long a predecessor whose launcher or whose other ranks were killed may take to notice."""
+
+STOP_WAIT_S = 900.0
+"""How long a predecessor that was asked to stop may take to save."""
+
+_STOPPING = "stopping"
 
 
 class RunFolder:
@@ -46,15 +52,24 @@ class RunFolder:
     def checkpoint(self, samples_seen: int) -> Path:
         return self.checkpoints / f"{samples_seen:012d}"
 
-    def claim(self) -> None:
+    def claim(self, room: int = 0) -> None:
         """Creates the folder if need be and becomes its owner for as long as this process lives.
 
         A POSIX record lock: it ends with the process however that ends, and forked loader workers do not inherit it.
 
+        Args:
+            room: bytes that must be free on its disk.
+
         Raises:
-            ValueError: the folder cannot be written, or another run owns it.
+            ValueError: the folder cannot be written, its disk is full, or another run owns it.
         """
         try:
+            disk = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+            if (free := shutil.disk_usage(disk).free) < room:
+                raise ValueError(
+                    f"the disk of the run folder {self.path} has {free / 1e6:,.1f} MB free, but a checkpoint takes "
+                    f"{room / 1e6:,.1f} MB: make room, or choose another folder with --out"
+                )
             if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
                 raise ValueError(f"{self.path} is not empty and no run folder: choose another folder with --out")
             self.images.mkdir(parents=True, exist_ok=True)
@@ -64,22 +79,35 @@ class RunFolder:
             raise ValueError(
                 f"cannot write the run folder {self.path} ({error.strerror}): choose another with --out"
             ) from error
-        deadline = time.monotonic() + LOCK_WAIT_S
+        started = time.monotonic()
+        told = False
         while True:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                if time.monotonic() > deadline:
-                    self._lock.seek(0)
-                    owner = self._lock.read().strip() or "unknown"
+                self._lock.seek(0)
+                owner = self._lock.read().strip() or "unknown"
+                waited = time.monotonic() - started
+                if waited > (STOP_WAIT_S if _STOPPING in owner else LOCK_WAIT_S):
                     raise ValueError(
                         f"the run folder {self.path} is in use by another run ({owner}): "
                         "wait for it, end it, or choose another folder with --out"
                     ) from None
+                if waited > 1 and not told:
+                    print(f"attvae: {self.path} is in use ({owner}): waiting for its end", file=sys.stderr, flush=True)
+                    told = True
                 time.sleep(0.2)
+        self._sign("")
+
+    def stopping(self) -> None:
+        """Lets the next owner wait: this one is saving."""
+        self._sign(f", {_STOPPING}")
+
+    def _sign(self, what: str) -> None:
+        assert self._lock is not None, "only the owner signs"
         self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}{what}")
         self._lock.flush()
 
     def describe(self, config_yaml: str) -> None:

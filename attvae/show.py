@@ -35,6 +35,7 @@ def show_plan(planned: "Plan", ranks: int) -> None:
             ("global batch", f"{batch.micro_batch} micro-batch x {batch.accumulation} accumulated x {ranks} ranks"),
             ("steps", length),
             ("engine", _engine(cfg)),
+            ("device", _device(cfg)),
         ],
     )
 
@@ -80,6 +81,17 @@ def show_figures(name: str, figures: dict[str, Any]) -> None:
     if figures["attention_gates"]:
         gates = [(layer, gate) for layer, gate in figures["attention_gates"].items()]
         print_table("gates γ of the depth-wise attention (0: switched off)", ("path/layer", "γ"), gates)
+
+
+def _device(cfg: RunConfig) -> str:
+    from attvae.engine.rendezvous import device_of_this_rank, kind_of_device
+
+    kind = kind_of_device(cfg.engine.device)
+    try:
+        device_of_this_rank(cfg.engine.device)
+    except ValueError:
+        return f"{kind}: one for each rank, which this machine has not"
+    return kind
 
 
 def _engine(cfg: RunConfig) -> str:

@@ -12,7 +12,8 @@ from spawn import run_on_ranks
 from torch import nn
 
 from attvae import checkpoint
-from attvae.checkpoint import Checkpoint
+from attvae.checkpoint import Checkpoint, CheckpointWriter
+from attvae.checkpoint_config import CheckpointConfig
 from attvae.engine import rendezvous
 from attvae.engine.batch import divide
 from attvae.engine.config import EngineConfig
@@ -22,6 +23,7 @@ from attvae.engine.zero import ZeroEngine
 from attvae.model.batch_norm import BatchNorm
 from attvae.optim.adamax import Adamax
 from attvae.optim.config import OptimConfig
+from attvae.tensor_file import hash_file
 
 BATCH, STEPS, SAVED_AT = 12, 8, 5
 
@@ -86,7 +88,8 @@ def train(world: rendezvous.World, run: Run) -> list[float]:
             losses.append(float(world.sum(loss(module))) / world.size)
         engine.train_step([loss], 1e-2)
         if step + 1 == run.save_at:
-            checkpoint.save(run.folder / f"{run.save_at:012d}", engine, {"samples_seen": 0, "updates": engine.updates})
+            writer = CheckpointWriter(run.folder, world, CheckpointConfig(every=1), step=1)
+            writer.save(engine, run.save_at, {"samples_seen": 0, "updates": engine.updates})
     return losses
 
 
@@ -162,6 +165,42 @@ def test_a_truncated_file_is_found(copied: Path) -> None:
         Checkpoint(copied)
 
 
+def test_a_changed_state_is_found(copied: Path) -> None:
+    state = (copied / "state.json").read_text()
+    (copied / "state.json").write_text(state.replace("5", "6"))
+    with pytest.raises(ValueError, match=r"state\.json does not match its hash"):
+        Checkpoint(copied)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is damaged"),
+        ('{"format_version": 1', "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format_version": 1}', "is damaged"),
+        ('{"format_version": 1, "files": {"state.json": {"bytes": 3}}}', "is damaged"),
+        ('{"format_version": 1, "files": {}}', r"does not name state\.json"),
+        ('{"format_version": 2, "files": {}}', "has checkpoint format 2, this attvae reads 1"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(copied: Path, content: str, said: str) -> None:
+    (copied / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        Checkpoint(copied)
+
+
+def test_what_is_no_tensor_file_is_refused(copied: Path) -> None:
+    """Though its hash is right."""
+    file = copied / "tensors-0000.safetensors"
+    file.write_bytes(b"\xff" * 100)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["files"][file.name] = hash_file(file)._asdict()
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"tensors-0000\.safetensors cannot be read"):
+        Checkpoint(copied)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors-0000.safetensors"])
 def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     (copied / name).unlink()
@@ -183,15 +222,16 @@ def test_another_models_checkpoint_is_refused(copied: Path) -> None:
     with pytest.raises(ValueError, match=r"another model"):
         found.load_into(nn.Sequential(nn.Linear(7, 13)), weights="parameters")
     wider = nn.Sequential(nn.Linear(7, 14), BatchNorm(14), nn.SiLU(), nn.Linear(14, 5))
-    with pytest.raises(ValueError, match=r"shape \(13, 7\), this model's has \(14, 7\)"):
+    wider[0] = nn.Linear(7, 13)
+    before = wider[0].weight.clone()
+    with pytest.raises(ValueError, match=r"shape \(13,\), this model's has \(14,\)"):
         found.load_into(wider, weights="ema")
+    assert torch.equal(wider[0].weight, before), "nothing is filled"
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     for name in ("000000000100", "000000000200", "000000000300.tmp"):
         (tmp_path / name).mkdir()
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["000000000100", "000000000200"]
-    checkpoint.keep_last(tmp_path, 1)
-    assert [p.name for p in checkpoint.complete(tmp_path)] == ["000000000200"]
     checkpoint.remove_partial(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["000000000200"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000000100", "000000000200"]

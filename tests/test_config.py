@@ -263,11 +263,6 @@ def test_a_missing_key_is_named_with_the_way_to_set_it(write: Write) -> None:
     assert "eval.every is missing: set it in the file or with eval.every=VALUE" in refusal(write("a.yaml", content))
 
 
-def test_checkpoints_lie_between_log_lines(complete: Path) -> None:
-    message = refusal(complete, "checkpoint.every=1200")
-    assert "checkpoint.every=1200 is not a multiple of train.log_every=500" in message
-
-
 @pytest.mark.parametrize("own", ["train.lr_warmup=100", "train.kl_warmup=100"])
 def test_the_published_schedule_excludes_a_warmup_of_ones_own(complete: Path, own: str) -> None:
     published = "train.published_schedule.epochs=400"

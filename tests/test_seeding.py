@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from attvae.seeding import Purpose, generator, latent_noise, torch_seed, words
+from attvae.seeding import Purpose, generator, generators, latent_noise, torch_seed, words
 
 SHAPES = [(4, 2, 2), (3, 5, 1), (2, 8, 8)]
 word = st.integers(0, 2**64 - 1)
@@ -30,6 +30,22 @@ def test_words_are_the_first_of_each_place(seed: int, purpose: Purpose, places: 
     major, minor = (np.array(column, np.uint64) for column in zip(*places, strict=True))
     expected = [philox(seed, purpose, *place).random_raw(4).tolist() for place in places]
     assert words(seed, purpose, major, minor).tolist() == expected
+
+
+@given(word, st.sampled_from(Purpose), st.lists(st.tuples(word, word), max_size=5), st.integers(0, 9))
+def test_one_generator_is_put_at_each_place(
+    seed: int, purpose: Purpose, places: list[tuple[int, int]], drawn: int
+) -> None:
+    """Whatever was drawn before, also half a word of it."""
+    found = [
+        (at.random(drawn, np.float32).tolist(), at.bit_generator.random_raw(2).tolist())
+        for at in generators(seed, purpose, places)
+    ]
+    expected = []
+    for place in places:
+        alone = np.random.Generator(philox(seed, purpose, *place))
+        expected.append((alone.random(drawn, np.float32).tolist(), alone.bit_generator.random_raw(2).tolist()))
+    assert found == expected
 
 
 def test_the_numbers_are_those_that_runs_were_made_with() -> None:

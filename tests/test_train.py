@@ -1,89 +1,17 @@
 """A run as a user sees it: the command, the run folder, and what a kill leaves behind."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
+from launched import command, deepspeed_command, result, run, start, wait_for
 from mlflow import MlflowClient
 from PIL import Image
-from spawn import free_port
 
-from attvae.tracking.jsonl import read
 from data_prep.digits import dataset
 from data_prep.writer import prepare
-
-REPOSITORY = Path(__file__).parent.parent
-TINY = ["configs/test/tiny.yaml"]
-
-
-def command(digits: Path, out: Path, *overrides: str) -> list[str]:
-    """`attvae train` on one rank."""
-    return [sys.executable, "launch/train.py", *arguments(digits, out, *overrides)]
-
-
-def deepspeed_command(digits: Path, out: Path, *overrides: str) -> list[str]:
-    """`deepspeed launch/train.py` on two ranks."""
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--quiet", "--num_gpus", "2"]
-    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    return [*launcher, *address, "launch/train.py", *arguments(digits, out, *overrides)]
-
-
-def arguments(digits: Path, out: Path, *overrides: str) -> list[str]:
-    store = [f"tracking.uri=sqlite:///{out.parent}/mlflow.db", f"tracking.artifacts={out.parent}/artifacts"]
-    return [*TINY, f"data.path={digits}", *store, *overrides, "--out", str(out)]
-
-
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def run(command: list[str], expected: int = 0) -> str:
-    process = start(command)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == expected, output
-    return output
-
-
-def processes_of(out: Path) -> list[psutil.Process]:
-    """Every living process whose command names the run folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(out) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def result(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """The summary and the journal without what depends on the clock."""
-    summary = json.loads((out / "summary.json").read_text())
-    del summary["wall_s"]
-    rows = [
-        {k: v for k, v in row.items() if k not in ("time", "perf/images_per_s")} for row in read(out / "metrics.jsonl")
-    ]
-    return summary, rows
-
-
-def wait_for(condition: Any, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -213,47 +141,6 @@ def finished_on_two_ranks(digits: Path, tmp_path_factory: pytest.TempPathFactory
 def test_two_ranks_give_what_one_rank_gives(finished: tuple[Path, str], finished_on_two_ranks: Path) -> None:
     (one, _), (two, _) = result(finished[0]), result(finished_on_two_ranks)
     assert two["test"]["nelbo_nats"] == pytest.approx(one["test"]["nelbo_nats"], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("victim", "moment"),
-    [
-        ("deepspeed", "start"),
-        ("everything", "first figures"),
-        ("rank", "first figures"),
-        ("deepspeed", "first checkpoint"),
-        ("everything", "evaluation"),
-    ],
-)
-def test_whatever_is_killed(
-    finished_on_two_ranks: Path, digits: Path, tmp_path: Path, victim: str, moment: str
-) -> None:
-    """SIGKILL, then the same command: the undisturbed run's result, and no process left behind."""
-    out = tmp_path / "killed"
-    process = start(deepspeed_command(digits, out))
-    reached = {
-        "start": lambda: len(processes_of(out)) == 4,  # runner, launcher, two ranks
-        "first figures": lambda: (out / "metrics.jsonl").exists() and read(out / "metrics.jsonl"),
-        "first checkpoint": (out / "checkpoints" / "000000001000").exists,
-        "evaluation": (out / "checkpoints" / "000000002000").exists,
-    }[moment]
-    assert wait_for(reached, 120)
-    match victim:
-        case "deepspeed":
-            process.kill()
-        case "everything":
-            for each in processes_of(out):
-                each.kill()
-        case "rank":
-            rank = next(p for p in processes_of(out) if p.environ().get("RANK") == "1")
-            rank.send_signal(signal.SIGKILL)
-    process.communicate()
-    again = start(deepspeed_command(digits, out))  # at once: it must not meet an orphan
-    output, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, output
-    assert result(out) == result(finished_on_two_ranks)
-    assert wait_for(lambda: not processes_of(out), 10), "no process is left behind"
 
 
 @pytest.mark.slow

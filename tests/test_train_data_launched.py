@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launched import deepspeed_command, processes_of, result, start, wait_for
 from s3_server import S3Server
-from test_train import deepspeed_command, processes_of, result, start, wait_for
 from test_train_data import EPOCH, LOST, SHARD, damage, flip
 
 from attvae.data.plan import Plan

@@ -8,7 +8,7 @@ from numpy import ndarray
 from numpy.lib.stride_tricks import sliding_window_view
 
 from attvae.data.config import Flip
-from attvae.seeding import Purpose, generator, words
+from attvae.seeding import Purpose, generators, words
 
 
 class Augment(NamedTuple):
@@ -69,9 +69,9 @@ def binarise(
     minors: Int64[ndarray, "b"],
 ) -> UInt8[ndarray, "b c h w"]:
     """Ones with probability pixels / max_value: exact for 0 and max_value, since a draw lies in [0, 1)."""
-    binary = np.empty_like(pixels)
-    for row, values, major, minor in zip(binary, pixels, majors.tolist(), minors.tolist(), strict=True):
-        channels, height, width = values.shape
-        draw = generator(seed, purpose, major, minor).random((height, width, channels))
-        row[:] = draw.transpose(2, 0, 1) * max_value < values
-    return binary
+    batch, channels, height, width = pixels.shape
+    draws = np.empty((batch, height, width, channels))
+    places = zip(majors.tolist(), minors.tolist(), strict=True)
+    for row, at in zip(draws, generators(seed, purpose, places), strict=True):
+        at.random(out=row)
+    return (draws.transpose(0, 3, 1, 2) * max_value < pixels).astype(np.uint8, order="C")

@@ -21,6 +21,8 @@ class DataConfig(Config):
         window: samples that are shuffled together, after the shards themselves are shuffled. A process holds open the
             shards of at most two windows: about 2 * window / (samples of a shard), never more than 256.
         size: crop and scale the stored images (`centre_square`) to size × size when they are read.
+        dataset: name and version that the manifest must have, such as "imagenet32-npz npz": figures on other data are
+            not comparable, even where the images have the same size.
         spec: the images that a configuration is for. The manifest must agree; `--dry-run` then works before the data
             are there.
         flip: mirror images at random: left-right, or (`both`) left-right and up-down independently.
@@ -43,6 +45,7 @@ class DataConfig(Config):
     cache: Path = Path("~/.cache/attvae/shards")
     cache_gb: float = Field(default=100.0, gt=0)
     retry_s: float = Field(default=600.0, ge=0)
+    dataset: str | None = None
     spec: DataSpec | None = None
 
     @field_validator("path", mode="before")

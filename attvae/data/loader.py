@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -58,9 +59,14 @@ def open_manifest(config: DataConfig) -> Manifest:
     """The manifest of the data that a run reads; its spec is that of the images as they are delivered.
 
     Raises:
-        ValueError: the folder holds no prepared data.
+        ValueError: the folder holds no prepared data, or others than `dataset` names.
     """
     manifest = Manifest.read(open_source(config.path, config.cache.expanduser(), config.cache_gb, config.retry_s))
+    if config.dataset not in (None, held := f"{manifest.name} {manifest.version}"):
+        raise ValueError(
+            f"{config.path} holds the data set {held!r} ({manifest.source}), but data.dataset={config.dataset!r}: "
+            "figures on the two are not comparable; prepare the one that is named, or state data.dataset anew"
+        )
     if config.size is None:
         return manifest
     spec = manifest.spec.model_copy(update={"height": config.size, "width": config.size})
@@ -319,11 +325,25 @@ def _carry_errors(batches: Iterator[Collated]) -> Iterator[Collated | ValueError
 def _start_worker(trainer: int, worker: int) -> None:
     """A worker leaves Ctrl-C to the trainer and ends when the thread that took the first batch does, however it ends.
 
+    Other signals are the trainer's, too: who ends a whole job or its process group means the run, which saves first.
     torch itself gives a worker one thread.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the trainer listens
+        signal.set_wakeup_fd(-1)
+        passed_on = {signal.SIGTERM, signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
+        threading.Thread(target=_pass_on, args=(trainer, passed_on), daemon=True).start()
     if sys.platform == "linux":  # elsewhere torch's own watch on the parent ends the worker after some seconds
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != trainer:  # it had ended before the line above
             os._exit(1)
+
+
+def _pass_on(trainer: int, signals: set[signal.Signals]) -> None:
+    while True:
+        received = signal.sigwaitinfo(signals)
+        if received.si_pid == trainer:  # torch ends its workers so
+            os._exit(0)
+        os.kill(trainer, received.si_signo)

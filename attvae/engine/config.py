@@ -6,11 +6,16 @@ from pydantic import Field, model_validator
 
 from attvae.spec import Config
 
+Device = Literal["auto", "cuda", "cpu"]
 ModelPart = Literal["encoder", "layers", "decoder"]
 
 
 class EngineConfig(Config):
     name: Literal["zero", "plain"] = Field("zero", description="zero: DeepSpeed; plain: torch's DDP, or no wrapper")
+    device: Device = Field(
+        "auto",
+        description="auto: a GPU where there are any; cuda: a run without GPUs does not start; cpu: no GPU is used",
+    )
     stage: Literal[0, 1, 2, 3] = Field(
         1, description="ZeRO stage: 1 partitions optimizer states, 2 gradients as well, 3 parameters as well"
     )
@@ -29,6 +34,9 @@ class EngineConfig(Config):
     )
     recompute: tuple[ModelPart, ...] = Field(
         (), description="parts of the model whose activations are computed again in the backward pass, not kept"
+    )
+    hang_s: float = Field(
+        1800.0, gt=0, description="seconds without progress after which all ranks end and the one that hangs is named"
     )
     compile: bool = Field(False, description="torch.compile the model")
 

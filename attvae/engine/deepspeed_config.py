@@ -8,8 +8,8 @@ from typing import Any
 from attvae.engine.batch import BatchPlan
 from attvae.engine.config import EngineConfig
 
-ELEMENTS_AT_ONCE = 500_000_000
-"""Bucket of a reduction or a gather, in elements."""
+ELEMENTS_AT_ONCE = 50_000_000
+"""Bucket of a reduction or a gather, in elements. Gradients are copied into one that is allocated in full: 0.2 GB."""
 
 
 def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int, *, clip_norm: float | None) -> dict[str, Any]:

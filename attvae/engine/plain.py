@@ -41,8 +41,13 @@ class PlainEngine:
         self._ddp = DistributedDataParallel(module, forward_sync_buffers=False) if world.size > 1 else None
         optimizer.create_state()
         if restored is not None:
-            restore_by_parameter(module, optimizer, restored)
-        optimizer.updates = updates
+            self.restore(restored, updates, self.guard)
+
+    def restore(self, restored: RestoredState, updates: int, guard: GradientGuard) -> None:
+        restore_parameters(self._module, self._optimizer, restored)
+        restore_buffers(self._module, restored)
+        self._optimizer.updates = updates
+        self.guard = guard
 
     @property
     def updates(self) -> int:
@@ -59,9 +64,12 @@ class PlainEngine:
         for i, micro_loss in enumerate(micro_losses):
             last = i == len(micro_losses) - 1
             with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
+                self.world.phases.enter("forward")
                 with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
                     loss = micro_loss(self._ddp or self._module)
+                self.world.phases.enter("backward")
                 (loss / len(micro_losses)).backward()
+        self.world.phases.enter("step")
         grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
         norm = self.world.agreed(float(grad_norm))
         applied = self.guard.admits(norm)
@@ -84,8 +92,16 @@ class PlainEngine:
         return self._module.named_buffers()
 
 
-def restore_by_parameter(module: nn.Module, optimizer: EmaOptimizer, restored: RestoredState) -> None:
-    """Fills the state of an optimizer that holds the module's own parameters."""
+@torch.no_grad()
+def restore_parameters(module: nn.Module, optimizer: EmaOptimizer, restored: RestoredState) -> None:
+    """Fills the parameters, and the state of an optimizer that holds these very parameters."""
     for name, p in module.named_parameters():
+        p.copy_(restored("parameters", name))
         for key in optimizer.states:
             optimizer.state[p][key].copy_(restored(key, name))
+
+
+@torch.no_grad()
+def restore_buffers(module: nn.Module, restored: RestoredState) -> None:
+    for name, buffer in module.named_buffers():
+        buffer.copy_(restored("buffers", name))

@@ -12,7 +12,7 @@ MicroLoss = Callable[[nn.Module], Tensor]
 """Given the model as the engine wraps it, the mean loss of one micro-batch. The model is called once."""
 
 RestoredState = Callable[[str, str], Tensor]
-"""(`parameters` or an optimizer state's name, parameter's name) -> its full fp32 tensor, from a checkpoint."""
+"""(`parameters`, `buffers` or an optimizer state's name, tensor's name) -> the full tensor, from a checkpoint."""
 
 
 class StepResult(NamedTuple):
@@ -35,6 +35,13 @@ class Engine(Protocol):
 
     def train_step(self, micro_losses: Sequence[MicroLoss], lr: float) -> StepResult:
         """One update from the mean of the losses of all micro-batches on all ranks."""
+
+    def restore(self, restored: RestoredState, updates: int, guard: GradientGuard) -> None:
+        """Goes back to a checkpoint in place: parameters, buffers, optimizer states, the count of updates, the guard.
+
+        Between two steps. What went wrong since, such as weights that are not finite, leaves no trace; only the loss
+        scale of fp16 stays as it is.
+        """
 
     @property
     def updates(self) -> int:

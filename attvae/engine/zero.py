@@ -16,7 +16,7 @@ from attvae.engine.config import EngineConfig
 from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.engine.guard import GradientGuard
 from attvae.engine.moving_statistics import MovingStatistics
-from attvae.engine.plain import restore_by_parameter
+from attvae.engine.plain import restore_buffers, restore_parameters
 from attvae.engine.protocol import MicroLoss, RestoredState, StepResult
 from attvae.engine.rendezvous import World
 from attvae.optim.ema import EmaOptimizer
@@ -57,10 +57,9 @@ class ZeroEngine:
             dist_init_required=False,
         )
         self._create_state()
-        if restored is not None:
-            self._restore(restored)
-        optimizer.updates = updates
         self._watch_norms()
+        if restored is not None:
+            self.restore(restored, updates, self.guard)
 
     def _create_state(self) -> None:
         match self._stage:
@@ -73,28 +72,43 @@ class ZeroEngine:
             case 3:
                 self._optimizer.create_state(self._engine.optimizer.fp32_partitioned_groups_flat)
 
-    def _restore(self, restored: RestoredState) -> None:
-        if self._stage == 0:
-            restore_by_parameter(self._module, self._optimizer, restored)
-            return
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
+    def restore(self, restored: RestoredState, updates: int, guard: GradientGuard) -> None:
+        match self._stage:
+            case 0:
+                restore_parameters(self._module, self._optimizer, restored)
+            case 1 | 2:
+                self._restore_flat(restored)
+            case 3:
+                self._restore_slices(restored)
+        restore_buffers(self._module, restored)
+        self._optimizer.updates = updates
+        self.guard = guard
+
+    def _restore_flat(self, restored: RestoredState) -> None:
+        """Stages 1 and 2: each rank fills its part of the fp32 masters, from which the ranks make the parameters."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for name, p in self._module.named_parameters():
+            safe_set_full_fp32_param(p, restored("parameters", name))
             for key in self._optimizer.states:
-                if self._stage == 3:
-                    safe_set_local_optimizer_state(p, self._own_slice(p, restored(key, name)), key)
-                else:
-                    safe_set_full_optimizer_state(p, restored(key, name).to(self.world.device), key)
-            if self._has_masters:  # made from parameters that were rounded to 16 bits
-                if self._stage == 3:
-                    safe_set_local_fp32_param(p, self._own_slice(p, restored("parameters", name)))
-                else:
-                    safe_set_full_fp32_param(p, restored("parameters", name).to(self.world.device))
+                safe_set_full_optimizer_state(p, restored(key, name), key)
+        self._engine.optimizer.update_lp_params()
+
+    def _restore_slices(self, restored: RestoredState) -> None:
+        """Stage 3: as above, but each rank has a slice of every parameter. The setters of full tensors would fail where
+        the ranks do not divide a parameter's size.
+        """
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        optimizer = self._engine.optimizer
+        optimizer.checkpoint_event_prologue()  # no parameter is whole
+        for name, p in self._module.named_parameters():
+            safe_set_local_fp32_param(p, self._own_slice(p, restored("parameters", name)))
+            for key in self._optimizer.states:
+                safe_set_local_optimizer_state(p, self._own_slice(p, restored(key, name)), key)
+        for group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.checkpoint_event_epilogue()  # the persistent ones are, again
 
     def _own_slice(self, p: Any, full: Tensor) -> Tensor:
         """This rank's part of a tensor in stage 3: equal parts, the last one padded with zeros."""
@@ -140,9 +154,14 @@ class ZeroEngine:
         self._statistics.remember()
         self._decision = None
         for micro_loss in micro_losses:
-            self._engine.backward(micro_loss(self._engine))
-            if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                self._decide_unpartitioned()
+            self.world.phases.enter("forward")
+            loss = micro_loss(self._engine)
+            self.world.phases.enter("backward")
+            self._engine.backward(loss)
+            if self._engine.is_gradient_accumulation_boundary():
+                self.world.phases.enter("step")
+                if self._stage == 0:
+                    self._decide_unpartitioned()
             self._engine.step()
         result = self._decision
         if result is None:  # the loss scale was too high for fp16

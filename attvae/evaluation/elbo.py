@@ -1,6 +1,6 @@
 """The evidence lower bound and its parts, averaged over images that may be spread over batches and ranks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -52,10 +52,26 @@ class ElboSums:
         parts = torch.cat([torch.ones_like(elbo.nll_nats)[None], elbo.nll_nats.detach()[None], elbo.kl_nats.detach()])
         self._sums += (parts.double() @ weights.to(parts.device).double()).cpu()
 
-    def figures(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> ElboFigures:
-        """The means over all ranks' images. Collective."""
+    def merge(self, other: "ElboSums") -> None:
+        self._sums += other._sums
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps of this rank, for JSON."""
+        return self._sums.tolist()
+
+    def restore(self, states: Sequence[Sequence[float]], rank: int, ranks: int) -> None:
+        """Takes over what as many ranks had; the first takes it all where there are more now, or fewer."""
+        if len(states) == ranks:
+            self._sums += torch.tensor(states[rank], dtype=torch.float64)
+        elif rank == 0:
+            for state in states:
+                self._sums += torch.tensor(state, dtype=torch.float64)
+
+    def figures(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> ElboFigures | None:
+        """The means over all ranks' images; None if there are none. Collective."""
         images, nll, *kl = sum_over_ranks(self._sums).tolist()
-        assert images > 0, "no images were added on any rank"
+        if not images:
+            return None
         nelbo = (nll + sum(kl)) / images
         return ElboFigures(
             nelbo_nats=nelbo,
@@ -78,6 +94,9 @@ def evaluate_elbo(
     """Means over all images of this rank's (x [B, C, H, W], noise, weights [B]) batches and the other ranks' alike.
 
     Collective.
+
+    Raises:
+        ValueError: no image counts.
     """
     was_training = model.training
     model.eval()
@@ -85,4 +104,6 @@ def evaluate_elbo(
     for x, noise, weights in batches:
         sums.add(model(x, noise), weights)
     model.train(was_training)
-    return sums.figures(sum_over_ranks)
+    if (figures := sums.figures(sum_over_ranks)) is None:
+        raise ValueError("no image is left to evaluate: all of them are damaged")
+    return figures

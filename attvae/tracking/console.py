@@ -12,6 +12,7 @@ from attvae.tracking.protocol import Status
 
 _SHOWN = {
     "perf/images_per_s": "{:,.0f} images/s",
+    "perf/mfu": "MFU {:.1%}",
     "train/nelbo_nats": "NELBO {:.3f} nats",
     "train/kl_nats": "KL {:.3f} nats",
     "val/nelbo_nats": "val {:.3f} nats",

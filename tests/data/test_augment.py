@@ -81,3 +81,15 @@ def test_channels_come_first(dtype: type) -> None:
     for x in (channels_first(pixels), Augment("none", 0, 0)(pixels, np.zeros(2, int), np.arange(2))):
         assert x.flags.c_contiguous
         assert np.array_equal(x, np.moveaxis(pixels, 3, 1))
+
+
+def test_binary_images_are_drawn_in_the_order_of_the_stored_ones_and_contiguous() -> None:
+    """The stored order is height, width, channels."""
+    pixels = np.random.default_rng(0).integers(0, 17, (3, 2, 4, 5), np.uint8)
+    epochs, ids = np.array([0, 2, 2**40]), np.array([9, 0, 5])
+    ones = binarise(pixels, 16, 7, Purpose.BINARISE, epochs, ids)
+    assert ones.flags.c_contiguous
+    assert ones.dtype == np.uint8
+    for image, row, epoch, sample_id in zip(pixels, ones, epochs.tolist(), ids.tolist(), strict=True):
+        draw = generator(7, Purpose.BINARISE, epoch, sample_id).random((4, 5, 2)).transpose(2, 0, 1)
+        assert np.array_equal(row, draw < image / 16)

@@ -5,6 +5,7 @@ import torch
 from golden.arrays import Arrays, arrays, nchw
 from torch import Tensor, nn
 
+from attvae.build_engine import parameter_groups
 from attvae.engine.config import EngineConfig
 from attvae.engine.plain import PlainEngine
 from attvae.engine.rendezvous import World
@@ -13,7 +14,6 @@ from attvae.model.vae import DeepVAE
 from attvae.objective import training_loss
 from attvae.optim.adamax import Adamax
 from attvae.optim.config import OptimConfig
-from attvae.train import parameter_groups
 
 
 def test_three_published_updates(cfg1: DeepVAE, cfg1_weights: Arrays, images: Tensor) -> None:

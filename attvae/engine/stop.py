@@ -1,0 +1,57 @@
+"""A request to stop: made by a signal, or by the end of the launcher; carried out where the ranks next agree."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+LAUNCHER_GONE = "its launcher's end"
+REASONS = (*(s.name for s in SIGNALS), LAUNCHER_GONE)
+SAME_REQUEST_S = 2.0
+"""Launchers and loader workers pass on what a rank has had itself: one request, however often it arrives by then."""
+
+
+class StopRequestedError(Exception):
+    """All ranks have agreed to stop; the message is one of REASONS."""
+
+
+class StopRequest:
+    """Whether this process has been asked to stop. Once more ends it at once, unless its work is saved by then."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._since = 0.0
+        self._saved = False
+
+    def request(self, reason: str) -> None:
+        now = time.monotonic()
+        if self.reason is None:
+            self._since = now
+            self.reason = reason
+        elif now - self._since > SAME_REQUEST_S and not self._saved:
+            print(f"attvae: {reason} after {self.reason}: ending at once", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def saved(self) -> None:
+        """Nothing is left to be saved: further requests change nothing."""
+        self._saved = True
+
+    def listen(self) -> None:
+        """Makes signals into requests. On the main thread.
+
+        They are received by a thread of its own, for the main one may be inside a collective that never returns.
+        """
+        receiver, sender = os.pipe()
+        os.set_blocking(sender, False)
+        for each in SIGNALS:
+            signal.signal(each, lambda *_: None)
+        signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+        threading.Thread(target=self._receive, args=(receiver,), name="signals", daemon=True).start()
+
+    def _receive(self, receiver: int) -> None:
+        names = {int(each): each.name for each in SIGNALS}
+        while number := os.read(receiver, 1):
+            if number[0] in names:
+                self.request(names[number[0]])

@@ -1,0 +1,189 @@
+"""Ends all ranks when one of them hangs, fails or is gone, says which, and keeps the stacks of the others."""
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+from attvae.engine.rendezvous import World
+
+BEAT_S = 1.0
+SILENT_BEATS = 10
+"""A rank without a sign of life for so long is gone: its thread beats whatever the main one does."""
+
+_LEFT = "left"
+
+
+class _Sign(NamedTuple):
+    """What a rank tells of itself with each beat."""
+
+    beat: int
+    entered: int
+    phase: str
+
+    @classmethod
+    def parse(cls, shown: bytes) -> "_Sign":
+        beat, entered, phase = shown.decode().split(" ", 2)
+        return cls(int(beat), int(entered), phase)
+
+
+class Watchdog:
+    """A thread of each rank that shows signs of life in the ranks' common store.
+
+    The first and the last rank, which on several hosts are on different ones, judge by them: a rank whose signs end
+    is gone; where no rank has entered another phase for `hang_s`, those that are behind the others hang. Time is
+    counted in beats, so that a job which is suspended and continued is not found dead.
+    """
+
+    def __init__(self, world: World, hang_s: float, stacks: Path) -> None:
+        """Collective.
+
+        Args:
+            stacks: folder for the stacks of all threads, a file a rank; made when there is something to keep.
+        """
+        self._world = world
+        self._hang_s = hang_s
+        self._stacks = stacks
+        self._store = PrefixStore("watchdog", world.store.clone())  # type: ignore[attr-defined]
+        self._store.set_timeout(timedelta(seconds=hang_s))
+        self._answered = time.monotonic()
+        self._ended = threading.Event()
+        self._silent_beats = [0] * world.size
+        self._still_beats = 0
+        self._signs: list[_Sign] = []
+        self._show(0)
+        self._neighbours = {
+            rank: pid
+            for rank, (space, pid) in enumerate(world.gather((_pid_space(), os.getpid())))
+            if space == _pid_space()
+        }
+        for work in (self._watch, self._watch_store):
+            threading.Thread(target=work, name="watchdog", daemon=True).start()
+
+    def report(self, error: BaseException) -> None:
+        """Ends the other ranks: this one fails alone. Or this one, where the error is that another has ended."""
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            time.sleep((SILENT_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
+        self._ended.set()
+        self._give_verdict(f"rank {self._world.rank} failed: {type(error).__name__}: {error}")
+        if self._world.size > 1:
+            time.sleep(3 * BEAT_S)  # the store may be this process's
+
+    def stop(self) -> None:
+        """This rank ends as it should."""
+        self._ended.set()
+        with suppress(RuntimeError):  # the rank with the store was faster
+            self._store.set(str(self._world.rank), f"0 0 {_LEFT}")
+
+    def _watch(self) -> None:
+        beat = 0
+        while not self._ended.wait(BEAT_S):
+            beat += 1
+            try:
+                self._show(beat)
+                if self._store.check(["verdict"]):
+                    self._end(self._store.get("verdict").decode())
+                if self._world.rank in (0, self._world.size - 1) and (verdict := self._judge()):
+                    self._give_verdict(verdict)
+                    self._say(verdict)
+                    time.sleep(3 * BEAT_S)  # for the others, who read it in the store, which may be this process's
+                    self._end(verdict)
+            except RuntimeError:  # of the store
+                if not self._ended.wait(3 * BEAT_S):
+                    verdict = "rank 0, or the launcher, which keeps the ranks' common store, is gone"
+                    self._say(verdict)
+                    self._end(verdict)
+            self._answered = time.monotonic()
+
+    def _watch_store(self) -> None:
+        """The store has no time limit of its own for one who stops without closing its connections."""
+        while not self._ended.wait(BEAT_S):
+            if time.monotonic() - self._answered > self._hang_s + SILENT_BEATS * BEAT_S:
+                verdict = f"rank 0, or the launcher, which keeps the ranks' common store, hangs for {self._hang_s:g} s"
+                self._say(verdict)
+                self._end(verdict)
+
+    def _show(self, beat: int) -> None:
+        phases = self._world.phases
+        self._store.set(str(self._world.rank), f"{beat} {phases.entered} {phases.name}")
+
+    def _judge(self) -> str | None:
+        dead = [rank for rank, pid in self._neighbours.items() if _is_dead(pid)]
+        found = self._store.multi_get([str(rank) for rank in range(self._world.size)])  # who has ended told so before
+        signs = [_Sign.parse(shown) for shown in found]
+        if self._signs:
+            for rank, (before, now) in enumerate(zip(self._signs, signs, strict=True)):
+                self._silent_beats[rank] = self._silent_beats[rank] + 1 if before == now else 0
+            moved = [sign.entered for sign in signs] != [sign.entered for sign in self._signs]
+            self._still_beats = 0 if moved else self._still_beats + 1
+        self._signs = signs
+        there = [rank for rank, sign in enumerate(signs) if sign.phase != _LEFT]
+        if killed := [rank for rank in dead if rank in there]:
+            return f"{_named(killed)} gone: the process has ended ({self._places(killed)})"
+        if silent := [rank for rank in there if self._silent_beats[rank] >= SILENT_BEATS]:
+            return f"{_named(silent)} gone: no sign of life for {SILENT_BEATS * BEAT_S:g} s ({self._places(silent)})"
+        if self._still_beats * BEAT_S >= self._hang_s:
+            behind = min(sign.entered for sign in signs)
+            hanging = [rank for rank, sign in enumerate(signs) if sign.entered == behind]
+            if len(hanging) == len(signs) > 1:
+                return f"no rank has moved for {self._hang_s:g} s ({self._places(hanging)})"
+            return f"{_named(hanging)} hanging: not moved for {self._hang_s:g} s ({self._places(hanging)})"
+        return None
+
+    def _places(self, ranks: list[int]) -> str:
+        return ", ".join(dict.fromkeys(f"in {self._signs[rank].phase}" for rank in ranks))
+
+    def _give_verdict(self, verdict: str) -> None:
+        with suppress(RuntimeError):  # the rank with the store is gone: the others notice that
+            if not self._store.check(["verdict"]):
+                self._store.set("verdict", verdict)
+
+    def _say(self, verdict: str) -> None:
+        print(
+            f"attvae (rank {self._world.rank}): {verdict}; stacks are in {self._stacks}; ending all ranks: "
+            "run the same command again to go on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _end(self, verdict: str) -> None:
+        if self._ended.is_set():  # it ended as it should, meanwhile
+            return
+        try:
+            self._stacks.mkdir(exist_ok=True)
+            with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
+                file.write(f"{verdict}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
+        finally:
+            os._exit(1)
+
+
+def _named(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} is"
+    return f"ranks {', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''} are"
+
+
+def _pid_space() -> str:
+    """Equal for processes that see each other's ids: the same boot of a host, the same container."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -1,0 +1,179 @@
+"""What a user's cluster does to a run: ranks that hang, fail or die, updates that fail, signals to anything."""
+
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from launched import (
+    command,
+    deepspeed_command,
+    processes_of,
+    result,
+    run,
+    start,
+    start_ranks,
+    wait_for,
+)
+
+from attvae.tracking.jsonl import read
+
+LONG = "train.samples=1000000"
+HANG_S = 15
+
+
+def faulty(command: list[str]) -> list[str]:
+    return ["tests/faulty_train.py" if part == "launch/train.py" else part for part in command]
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run(command(digits, out))
+    return out
+
+
+def has_logged(out: Path, after: int = 0) -> bool:
+    rows = read(out / "metrics.jsonl")
+    return bool(rows) and rows[-1]["samples_seen"] > after
+
+
+def end(ranks: list[subprocess.Popen[str]], seconds: float) -> list[str]:
+    """What each rank printed; all end in time, not with success."""
+    try:
+        assert wait_for(lambda: all(rank.poll() is not None for rank in ranks), seconds), "a rank is still there"
+        outputs = [rank.communicate()[0] for rank in ranks]
+        assert all(rank.returncode for rank in ranks), outputs
+        return outputs
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+# ------------------------------------------------------------------------------------------------- skips in a row
+
+
+def test_after_skips_in_a_row_the_run_goes_back_once(finished: Path, digits: Path, tmp_path: Path) -> None:
+    """A fault that does not come again: the result is that of a run that never had it."""
+    out = tmp_path / "run"
+    output = run(faulty(command(digits, out, "train.roll_back_after=4")), FAULT="nan -1 13 4")
+    assert "rolled back from 1,600 to 1,000 samples: 4 updates in a row were skipped" in output
+    assert "last gradient norm" in output
+    (summary, rows), (undisturbed, sound_rows) = result(out), result(finished)
+    assert summary == undisturbed
+    assert rows[-1].pop("train/roll_backs", 1) in (0, 1)
+    without = [{k: v for k, v in row.items() if k != "train/roll_backs"} for row in rows]
+    assert without[:-1] == [{k: v for k, v in row.items() if k != "train/roll_backs"} for row in sound_rows][:-1]
+
+
+def test_a_second_time_it_stops_with_a_diagnosis(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    output = run(faulty(command(digits, out, "train.roll_back_after=4")), expected=1, FAULT="nan -1 13 1000")
+    assert output.count("rolled back from 1,600 to 1,000 samples") >= 1
+    assert "training diverged a second time: 4 updates in a row were skipped up to sample 1,400" in output
+    assert "all parameters finite" in output
+    assert "lower train.lr" in output
+    assert "Traceback" not in output
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["000000001000"]
+
+
+def test_divergence_before_any_checkpoint_is_the_end(digits: Path, tmp_path: Path) -> None:
+    output = run(command(digits, tmp_path / "run", "train.lr=1e6", "train.roll_back_after=3"), expected=1)
+    assert "training diverged and there is no checkpoint to go back to: 3 updates in a row" in output
+    assert "Traceback" not in output
+
+
+# ------------------------------------------------------------------------------------------------ hangs and deaths
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ranks = start_ranks(
+        faulty(command(digits, out, f"engine.hang_s={HANG_S}", "data.retry_s=1")), 2, FAULT="hang 1 8 1"
+    )
+    outputs = end(ranks, 90)
+    assert any("rank 1 is hanging: not moved for" in output for output in outputs), outputs
+    stacks = {path.name: path.read_text() for path in (out / "stacks").iterdir()}
+    assert stacks.keys() == {"rank-0000.txt", "rank-0001.txt"}
+    assert "in faulty\n" in stacks["rank-0001.txt"]
+    assert "in faulty\n" not in stacks["rank-0000.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_gone_is_named(digits: Path, tmp_path: Path, victim: int, how: signal.Signals) -> None:
+    out = tmp_path / "run"
+    ranks = start_ranks(command(digits, out, LONG, f"engine.hang_s={HANG_S}", "data.retry_s=1"), 2)
+    try:
+        assert wait_for(lambda: has_logged(out), 60)
+        ranks[victim].send_signal(how)
+        survivor = ranks[1 - victim]
+        since = time.monotonic()
+        [output] = end([survivor], 60)
+        assert time.monotonic() - since < HANG_S + 15
+        assert f"rank {victim}" in output
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_ends_all(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ranks = start_ranks(faulty(command(digits, out)), 2, FAULT="fail 1 8 1")
+    outputs = end(ranks, 90)
+    assert "RuntimeError: the forward pass is broken" in outputs[1]
+    assert "rank 1 failed: RuntimeError: the forward pass is broken" in (out / "stacks" / "rank-0000.txt").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def find(out: Path, victim: str) -> psutil.Process:
+    """A process of the run by its part: `deepspeed`, `launcher`, `rank 0`, `rank 1`, `worker` (of rank 1)."""
+    found = {}
+    for process in processes_of(out):
+        line = process.cmdline()
+        if "RANK" not in (environment := process.environ()):
+            found["launcher" if "deepspeed.launcher.launch" in line else "deepspeed"] = process
+        elif (parent := process.parent()) is not None and parent.cmdline() == line:
+            found["worker"] = process
+        else:
+            found[f"rank {environment['RANK']}"] = process
+    return found[victim]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_signal_to_any_process_saves_the_run(digits: Path, tmp_path: Path) -> None:
+    """One run, stopped by a signal to another of its processes at each start: the undisturbed run's result."""
+    out, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    options = ("train.samples=12000", "data.workers=1")
+    run(deepspeed_command(digits, undisturbed, *options))
+    stopped_at = 0
+    for victim, how, code in [
+        ("rank 1", signal.SIGUSR1, 75),
+        ("deepspeed", signal.SIGTERM, -signal.SIGTERM),  # ends at once itself; the ranks notice
+        ("launcher", signal.SIGTERM, 1),  # its own code for it
+        ("rank 0", signal.SIGTERM, 75),
+        ("worker", signal.SIGTERM, 75),
+    ]:
+        process = start(deepspeed_command(digits, out, *options))
+        assert wait_for(partial(has_logged, out, stopped_at), 90)
+        find(out, victim).send_signal(how)
+        output, _ = process.communicate(timeout=60)
+        assert wait_for(lambda: not processes_of(out), 30), "no process is left behind"
+        assert process.returncode == code, (victim, output)
+        newest = max(int(p.name) for p in (out / "checkpoints").glob("*") if p.name.isdigit())
+        assert newest > stopped_at, (victim, output)
+        stopped_at = newest
+        assert stopped_at < 12000
+    run(deepspeed_command(digits, out, *options))
+    assert result(out) == result(undisturbed)
