@@ -40,3 +40,4 @@ check-all: check test test-slow test-ray demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml
 	$(BIN)/python benchmarks/soak.py
+	KILLS=20 $(BIN)/pytest -m slow tests/test_chaos.py

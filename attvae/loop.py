@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import attvae
-from attvae import checkpoint, schedule, seeding
+from attvae import checkpoint, schedule
 from attvae.checkpoint import Checkpoint, CheckpointWriter
 from attvae.config import RunConfig
 from attvae.data.loader import Batch, eval_batches, train_batches
@@ -27,11 +27,10 @@ from attvae.evaluate import EVALUATION_SEED, Evaluation, evaluation_of, with_eva
 from attvae.evaluation.elbo import ElboSums
 from attvae.evaluation.reconstructions import reconstruction_grid
 from attvae.evaluation.samples import sample_grid
+from attvae.micro_batch import elbo_and_loss, noise_of
 from attvae.model.flops import training_flops
 from attvae.model.vae import DeepVAE
-from attvae.objective import training_loss
 from attvae.run_folder import RunFolder
-from attvae.seeding import Purpose
 from attvae.skips import Skips
 from attvae.tracking.fan_out import FanOut
 
@@ -181,26 +180,13 @@ class Loop:
         return True
 
     def _noise(self, batch: Batch) -> list[Tensor]:
-        places = [(position, 0) for position in batch.positions.tolist()]
-        return seeding.latent_noise(self._cfg.seed, Purpose.LATENT, places, self._latent_shapes)
+        return noise_of(batch, self._cfg.seed, self._latent_shapes)
 
     def _micro_loss(self, micro: Fed, images: float, forward: nn.Module) -> Tensor:
         """Of a micro-batch that stands for `images` valid ones: those of the global batch over its micro-batches."""
-        train, batch = self._cfg.train, micro.batch
-        # Noise inside the model (noise_stddev) follows the position as well, so that a resumed run repeats it.
-        torch.manual_seed(seeding.torch_seed(self._cfg.seed, Purpose.MODULE, 1 + int(batch.positions[0])))
-        elbo = forward(batch.x, micro.noise)
-        weights = batch.weights.to(self._world.device)
-        self._latest_sums.add(elbo, weights)
-        loss = training_loss(
-            elbo.nll_nats,
-            elbo.kl_nats,
-            self._beta,
-            weights,
-            free_bits_nats=train.free_bits_nats,
-            balance_kl=train.balance_kl,
-        )
-        return float(batch.weights.sum()) / images * loss
+        elbo, loss = elbo_and_loss(micro, forward, self._cfg.seed, self._beta, self._cfg.train)
+        self._latest_sums.add(elbo, micro.batch.weights)
+        return float(micro.batch.weights.sum()) / images * loss
 
     # ------------------------------------------------------------------------------------------ what comes at times
 
@@ -243,6 +229,7 @@ class Loop:
             reconstruction_grid(averaged, x, noise, reconstructions)
             self.trackers.image(samples_seen, "samples", samples)
             self.trackers.image(samples_seen, "reconstructions", reconstructions)
+        world.barrier()  # waiting for the pictures is no waiting for data
         self._looked = True
 
     def _save(self) -> None:

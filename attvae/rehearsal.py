@@ -13,8 +13,8 @@ from attvae.data.loader import Batch
 from attvae.data.to_device import Fed, to_device
 from attvae.engine.batch import BatchPlan
 from attvae.engine.rendezvous import World
+from attvae.micro_batch import elbo_and_loss, noise_of
 from attvae.model.vae import DeepVAE
-from attvae.objective import training_loss
 from attvae.seeding import Purpose
 from attvae.spec import DataSpec
 
@@ -54,18 +54,7 @@ class Rehearsal:
             positions = positions + self._world.size * size
 
     def _noise(self, batch: Batch) -> list[Tensor]:
-        places = [(int(position), 0) for position in batch.positions]
-        return seeding.latent_noise(self._cfg.seed, Purpose.LATENT, places, self._latent_shapes)
+        return noise_of(batch, self._cfg.seed, self._latent_shapes)
 
     def _micro_loss(self, micro: Fed, forward: nn.Module) -> Tensor:
-        train, batch = self._cfg.train, micro.batch
-        torch.manual_seed(seeding.torch_seed(self._cfg.seed, Purpose.MODULE, 1 + int(batch.positions[0])))
-        elbo = forward(batch.x, micro.noise)
-        return training_loss(
-            elbo.nll_nats,
-            elbo.kl_nats,
-            beta=0.5,
-            weights=batch.weights.to(self._world.device),
-            free_bits_nats=train.free_bits_nats,
-            balance_kl=train.balance_kl,
-        )
+        return elbo_and_loss(micro, forward, self._cfg.seed, 0.5, self._cfg.train)[1]

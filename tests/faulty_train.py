@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from attvae import loop
+from attvae import micro_batch
 from attvae.cli import app
 
 kind, rank, first, count = os.environ["FAULT"].split()
 losses = 0
-sound = loop.training_loss
+sound = micro_batch.training_loss
 
 
 def faulty(*args: Any, **kwargs: Any) -> Tensor:
@@ -31,5 +31,5 @@ def faulty(*args: Any, **kwargs: Any) -> Tensor:
 
 
 if __name__ == "__main__":
-    loop.training_loss = faulty  # type: ignore[assignment]
+    micro_batch.training_loss = faulty  # type: ignore[assignment]
     app(["train", *sys.argv[1:]])

@@ -131,7 +131,6 @@ def _run(cfg: RunConfig, spec: DataSpec, batch: int, cores: Sequence[int]) -> It
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
-                "DS_ACCELERATOR": "cpu",
             }
             process = context.Process(target=_rank, args=(theirs, core, environment, cfg, spec, batch), daemon=True)
             process.start()
@@ -169,7 +168,7 @@ def _rank(
     os.sched_setaffinity(0, {core})
     os.environ.update(environment)
     torch.set_num_threads(1)
-    world = rendezvous.join()
+    world = rendezvous.join(device="cpu")
     try:
         run = Rehearsal(cfg, spec, world, BatchPlan(batch, accumulation=1))
         while True:
