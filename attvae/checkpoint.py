@@ -147,6 +147,7 @@ class _Write(Thread):
             self.written = tensor_file.write(self.path, self._tensors)
         except Exception as error:
             self.failure = error
+            self.path.unlink(missing_ok=True)  # at once: what else the run writes needs the room
         finally:
             self._tensors = {}
 
@@ -278,6 +279,9 @@ def complete(folder: Path) -> list[Path]:
 
 def remove_partial(folder: Path) -> None:
     """Removes what a killed owner of the folder left half-written. Only the owner may call this."""
+    for target in [path.with_name(path.name.partition(".")[0]) for path in folder.glob("*.replaced.tmp")]:
+        if not target.exists():  # killed between two names
+            _replaced(target).rename(target)
     for partial in folder.glob("*.tmp"):
         shutil.rmtree(partial)
 
@@ -300,17 +304,20 @@ def _publish(target: Path, state: str, files: dict[str, FileHash]) -> None:
     stated = {name: file._asdict() for name, file in sorted(files.items())}
     _write_text(partial / "manifest.json", json.dumps({"format_version": FORMAT_VERSION, "files": stated}, indent=1))
     _flush(partial)
-    if target.exists():
-        _remove(target)
+    replaced = target.rename(_replaced(target)) if target.exists() else None
     partial.rename(target)
     _flush(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(target.name + ".replaced.tmp")
 
 
 def _remove(folder: Path) -> None:
     # Renamed first: a removal that is cut short must not leave a folder that looks complete.
-    doomed = folder.with_name(folder.name + ".old.tmp")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old.tmp")))
 
 
 def _tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:

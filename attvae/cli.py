@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import attvae
+from attvae.engine import launcher as _launcher  # noqa: F401 - notes at once who started this process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,10 +21,8 @@ app = typer.Typer(
 )
 
 RANK = int(os.environ.get("RANK", "0"))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
-STOPPED = 75
-"""Exit code: stopped as asked, after saving; the same command goes on. EX_TEMPFAIL of sysexits.h."""
-
 SILENT_S = 3.0
 """A rank that leaves a message to another waits before it exits: the first exit makes launchers end all ranks."""
 
@@ -47,12 +46,12 @@ def main(
 def _bad_input(*, found_by_all: bool) -> Iterator[None]:
     """Turns a ValueError into one message and exit code 2, an OSError (network, disk) into one and exit code 1.
 
-    What all ranks find alike, the first one says.
+    What all ranks find alike, the first one of each host says: another host may lack what this one has.
     """
     try:
         yield
     except (ValueError, OSError) as error:
-        if RANK == 0 or not found_by_all:
+        if LOCAL_RANK == 0 or not found_by_all:
             print(f"attvae{f' (rank {RANK})' if RANK else ''}: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(SILENT_S)
@@ -98,7 +97,7 @@ def train(
             show_plan(planned, RANKS)
         return
     from attvae.engine.rendezvous import FailedOnAnotherRankError
-    from attvae.engine.stop import StopRequestedError
+    from attvae.engine.stop import STOPPED, StopRequestedError
     from attvae.loop import DivergedError
 
     try:
@@ -109,6 +108,8 @@ def train(
     except DivergedError as error:
         if RANK == 0:
             print(f"attvae: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(SILENT_S)
         raise typer.Exit(1) from None
     except FailedOnAnotherRankError:
         time.sleep(SILENT_S)

@@ -15,7 +15,7 @@ from attvae.data.config import DataConfig
 from attvae.data.loader import eval_batches, open_manifest
 from attvae.data.manifest import Manifest, Split
 from attvae.engine.rendezvous import World
-from attvae.evaluation.codecs import CODECS, codec_bits_per_dim
+from attvae.evaluation.codecs import CODECS, codec_bytes
 from attvae.evaluation.elbo import ElboFigures, evaluate_elbo
 from attvae.model.vae import DeepVAE
 from attvae.run_folder import RunFolder
@@ -79,18 +79,19 @@ def final_figures(evaluation: Evaluation) -> dict[str, Any]:
             figures["test_without_depth_attention"] = _as_json(evaluation.of("test"))
     figures["attention_gates"] = {name: float(gate) for name, gate in gates.items()}
     if manifest.spec.num_bits == 8 and manifest.spec.channels in (1, 3) and not manifest.spec.binary:
-        figures["codecs_bits_per_dim"] = {
-            codec: codec_bits_per_dim(
-                (
-                    batch.x[batch.weights > 0]
-                    for batch in eval_batches(manifest, evaluation.data, "test", EVALUATION_SEED, 0, 100, 0, 1)
-                ),
-                manifest.spec,
-                codec,
-            )
-            for codec in CODECS
-        }
+        figures["codecs_bits_per_dim"] = _codecs_bits_per_dim(evaluation)
     return figures
+
+
+def _codecs_bits_per_dim(evaluation: Evaluation) -> dict[str, float]:
+    manifest, world = evaluation.manifest, evaluation.world
+    batches = eval_batches(manifest, evaluation.data, "test", EVALUATION_SEED, 0, 10, world.rank, world.size)
+    sums = torch.zeros(1 + len(CODECS), dtype=torch.float64)  # images, bytes by each codec
+    while (batch := world.all_or_none(partial(next, batches, None))) is not None:
+        x = batch.x[batch.weights > 0]
+        sums += torch.tensor([len(x), *(codec_bytes(x, manifest.spec, codec) for codec in CODECS)])
+    images, *sizes = world.sum(sums).tolist()
+    return {codec: 8 * size / (images * manifest.spec.dimensions) for codec, size in zip(CODECS, sizes, strict=True)}
 
 
 def evaluation_of(model: DeepVAE, cfg: RunConfig, manifest: Manifest, world: World) -> Evaluation:

@@ -110,6 +110,7 @@ class Loop:
         )
         self.trackers = self._trackers_from(start)
         self._logged_at = self.samples_seen
+        world.phases.take()  # what came before is not of the next log line
 
     @property
     def wall_s(self) -> float:
@@ -141,11 +142,16 @@ class Loop:
         self._writer.finish()
         self.load_average()
 
-    def save_before_stop(self) -> None:
-        """What has been trained since the last checkpoint is kept."""
+    def save_before_stop(self) -> bool:
+        """Keeps what has been trained since the last checkpoint; False where that failed and may not stop a run.
+
+        Raises:
+            NotSavedError: it failed, and checkpoint.on_failure=stop.
+        """
         if self._saved_at != self.samples_seen and self.samples_seen > 0:
             self._save()
         self._writer.finish()
+        return self.samples_seen == 0 or self._folder.checkpoint(self.samples_seen).is_dir()
 
     def load_average(self) -> None:
         """Copies the EMA weights, and the buffers as they are, into the model for looking at."""
@@ -174,7 +180,7 @@ class Loop:
         world.phases.enter("rest")
         if self._result.applied:
             self._sums.merge(self._latest_sums)
-        elif self._engine.guard.skipped_in_a_row == cfg.train.roll_back_after:
+        elif self._engine.guard.skipped_in_a_row >= cfg.train.roll_back_after:
             self._roll_back()
             return False
         return True
@@ -192,6 +198,7 @@ class Loop:
 
     def _log(self) -> None:
         world = self._world
+        self._writer.poll()  # first, for a full disk is freed by it
         values = {
             "train/lr": self._lr,
             "train/beta": self._beta,
@@ -208,7 +215,6 @@ class Loop:
             values |= figures.metrics("train")
         self._sums = ElboSums(self._cfg.model.num_layers, self._manifest.spec)
         self.trackers.metrics(self.samples_seen, values)
-        self._writer.poll()
 
     def _look(self) -> None:
         """Figures and pictures of the EMA weights on the validation split."""
@@ -264,14 +270,15 @@ class Loop:
             why = "a second time" if self._roll_backs else "and there is no checkpoint to go back to"
             raise DivergedError(f"training diverged {why}: {diagnosis}; {remedy}")
         from_samples, start = self.samples_seen, Checkpoint(good, verified=True)
-        note = f"rolled back from {from_samples:,} to {start.samples_seen:,} samples: {diagnosis}"
+        note = (
+            f"rolled back from {from_samples:,} to {start.samples_seen:,} samples, the next time it stops: {diagnosis}"
+        )
         self.trackers.close("KILLED", note)
         guard = GradientGuard.continued(self._cfg.train.spike_limit, start.state["guard"])
         self._engine.restore(start.tensor, int(start.state["updates"]), guard)
         self._roll_backs += 1
-        if self._world.rank == 0:
-            print(f"attvae: {note}; the next time the run stops", file=sys.stderr, flush=True)
         self._go_on_from(start)
+        self._save()  # with the count, and without what was saved amid the skips
 
     def _good_checkpoint(self) -> Path | None:
         found = newest_checkpoint(self._folder, lambda each: each.state["guard"]["skipped_in_a_row"] == 0)

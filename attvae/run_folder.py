@@ -85,7 +85,7 @@ class RunFolder:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 self._lock.seek(0)
                 owner = self._lock.read().strip() or "unknown"
                 waited = time.monotonic() - started

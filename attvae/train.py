@@ -15,8 +15,9 @@ from attvae.data.loader import open_manifest
 from attvae.data.manifest import SPLITS, Manifest
 from attvae.engine.batch import BatchPlan, divide
 from attvae.engine.deepspeed_config import deepspeed_config
-from attvae.engine.rendezvous import World, follow_launcher, is_known_to_all, join, kind_of_device, leave
-from attvae.engine.stop import StopRequest, StopRequestedError
+from attvae.engine.launcher import follow_launcher
+from attvae.engine.rendezvous import World, is_known_to_all, join, kind_of_device, leave
+from attvae.engine.stop import LAUNCHER_GONE, StopRequest, StopRequestedError
 from attvae.engine.watchdog import Watchdog
 from attvae.evaluate import final_figures
 from attvae.loop import Loop, newest_checkpoint
@@ -85,25 +86,26 @@ def train(planned: Plan, out: Path) -> None:
         DivergedError: the training left the useful numbers.
     """
     stop = StopRequest()
-    stop.listen()
-    follow_launcher(stop)
-    hang_s = planned.cfg.engine.hang_s + planned.cfg.data.retry_s  # a rank may wait for its shard
-    world = join(stop, hang_s + 60, planned.cfg.engine.device)
-    watchdog = Watchdog(world, hang_s, out / "stacks")
-    try:
-        _train(planned, RunFolder(out), world)
-        world.barrier()
-    except Exception as error:
-        if is_known_to_all(error):
-            watchdog.stop()
-        else:
-            watchdog.report(error)
-        raise
-    watchdog.stop()
-    leave()
+    with stop.listening():
+        follow_launcher(lambda: stop.request(LAUNCHER_GONE))
+        hang_s = planned.cfg.engine.hang_s + planned.cfg.data.retry_s  # a rank may wait for its shard
+        world = join(stop, hang_s + 60, planned.cfg.engine.device)
+        watchdog = Watchdog(world, hang_s, out / "stacks")
+        try:
+            _train(planned, RunFolder(out), world, watchdog)
+            world.barrier()
+        except Exception as error:
+            if is_known_to_all(error) or world.size == 1:
+                watchdog.stop()
+                leave()
+            else:  # the process group is not left: that could wait for ranks that are stuck
+                watchdog.report(error)
+            raise
+        watchdog.stop()
+        leave()
 
 
-def _train(planned: Plan, folder: RunFolder, world: World) -> None:
+def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -> None:
     cfg, manifest, batch, parameters, _ = planned
     assert manifest is not None, "only a dry run does without data"
 
@@ -118,6 +120,7 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         return start.folder if start else None
 
     start_folder = world.from_first(claim)
+    world.stop.work_begins()
     torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE))
     model = DeepVAE(cfg.model, manifest.spec, recompute=cfg.engine.recompute).to(world.device)
     averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)
@@ -152,12 +155,18 @@ def _train(planned: Plan, folder: RunFolder, world: World) -> None:
         if world.rank == 0:
             folder.stopping()
             print(f"attvae: {request}: saving, then ending", file=sys.stderr, flush=True)
-        loop.save_before_stop()
-        world.stop.saved()
-        loop.trackers.close("KILLED", f"{request}: saved, the same command goes on")
+        outcome = f"{request}: failed while saving"
+        try:
+            saved = loop.save_before_stop()
+            outcome = f"{request}: {'saved' if saved else 'not saved'}, the same command goes on"
+            world.stop.saved()
+        finally:
+            loop.trackers.close("KILLED", outcome)
         world.barrier()  # the first rank to exit makes launchers end the others
         raise
-    except BaseException as error:
+    except Exception as error:
+        if not is_known_to_all(error) and world.size > 1:
+            watchdog.report(error)  # before the trackers, which may be slow
         loop.trackers.close("FAILED", f"{type(error).__name__}: {error}")
         raise
     loop.trackers.close("FINISHED")
@@ -175,6 +184,11 @@ def _where_to_start(cfg: RunConfig, folder: RunFolder, manifest: Manifest) -> Ch
     checkpoint.remove_partial(folder.checkpoints)
     if (start := newest_checkpoint(folder)) is None and cfg.resume is not None:
         start = Checkpoint(cfg.resume)
+    if start is None and (unread := checkpoint.complete(folder.checkpoints)):
+        raise ValueError(
+            f"none of the {len(unread)} checkpoints in {folder.checkpoints} can be read, as said above: mend or move "
+            "them, or choose another folder with --out"
+        )
     if start is not None:
         _check_same_data(start, cfg, manifest)
         return start

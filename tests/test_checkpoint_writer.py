@@ -341,3 +341,14 @@ def memory_mb(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     (kib,) = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
     return int(kib) * 1024 / 1e6
+
+
+def test_one_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    """Killed between the two renamings, the old one is all there is."""
+    replaced, half_written = tmp_path / "000000001000.replaced.tmp", tmp_path / "000000001000.tmp"
+    for folder in (replaced, half_written):
+        folder.mkdir()
+        (folder / "state.json").write_text(folder.name)
+    checkpoint.remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000001000"]
+    assert (tmp_path / "000000001000" / "state.json").read_text() == replaced.name

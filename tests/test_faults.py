@@ -61,19 +61,19 @@ def test_after_skips_in_a_row_the_run_goes_back_once(finished: Path, digits: Pat
     """A fault that does not come again: the result is that of a run that never had it."""
     out = tmp_path / "run"
     output = run(faulty(command(digits, out, "train.roll_back_after=4")), FAULT="nan -1 13 4")
-    assert "rolled back from 1,600 to 1,000 samples: 4 updates in a row were skipped" in output
+    assert "rolled back from 1,600 to 1,000 samples, the next time it stops: 4 updates in a row were skipped" in output
     assert "last gradient norm" in output
     (summary, rows), (undisturbed, sound_rows) = result(out), result(finished)
     assert summary == undisturbed
-    assert rows[-1].pop("train/roll_backs", 1) in (0, 1)
-    without = [{k: v for k, v in row.items() if k != "train/roll_backs"} for row in rows]
-    assert without[:-1] == [{k: v for k, v in row.items() if k != "train/roll_backs"} for row in sound_rows][:-1]
+    assert [row.pop("train/roll_backs") for row in rows if "train/roll_backs" in row] == [0, 0, 1, 1]
+    assert [row.pop("train/roll_backs") for row in sound_rows if "train/roll_backs" in row] == [0, 0, 0, 0]
+    assert rows == sound_rows
 
 
 def test_a_second_time_it_stops_with_a_diagnosis(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     output = run(faulty(command(digits, out, "train.roll_back_after=4")), expected=1, FAULT="nan -1 13 1000")
-    assert output.count("rolled back from 1,600 to 1,000 samples") >= 1
+    assert output.count("rolled back from 1,600 to 1,000 samples") == 1
     assert "training diverged a second time: 4 updates in a row were skipped up to sample 1,400" in output
     assert "all parameters finite" in output
     assert "lower train.lr" in output
@@ -116,7 +116,7 @@ def test_a_rank_that_is_gone_is_named(digits: Path, tmp_path: Path, victim: int,
         survivor = ranks[1 - victim]
         since = time.monotonic()
         [output] = end([survivor], 60)
-        assert time.monotonic() - since < HANG_S + 15
+        assert time.monotonic() - since < 15 if how is signal.SIGKILL else 45
         assert f"rank {victim}" in output
     finally:
         for rank in ranks:

@@ -2,27 +2,22 @@
 
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from attvae.engine.config import Device
 from attvae.engine.phases import Phases
-from attvae.engine.stop import LAUNCHER_GONE, REASONS, StopRequest, StopRequestedError
+from attvae.engine.stop import REASONS, StopRequest, StopRequestedError
 
 T = TypeVar("T")
-
-POLL_S = 0.5
 
 
 def rank_from_environment() -> tuple[int, int]:
@@ -119,7 +114,6 @@ class World:
         Raises:
             FailedOnAnotherRankError: on the other ranks, when `make` raised on rank 0.
         """
-        self.phases.entered += 1
         outcome: list[tuple[bool, T | None]] = [(False, None)]
         failure: Exception | None = None
         if self.rank == 0:
@@ -127,6 +121,7 @@ class World:
                 outcome = [(True, make())]
             except Exception as error:
                 failure = error
+        self.phases.entered += 1
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if failure is not None:
@@ -191,6 +186,8 @@ def join(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
     store: Store = HashStore()
     if size > 1:
         store, rank, size = next(rendezvous("env://"))
+        # A launcher that restarts its ranks keeps its store.
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     here = _device_once_all_have_one(device, store, rank, size)
     if here.type == "cuda":
         torch.cuda.set_device(here)
@@ -229,43 +226,3 @@ def _device_once_all_have_one(asked: Device, store: Store, rank: int, size: int)
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def follow_launcher(stop: StopRequest) -> None:
-    """Asks this process to stop when the launcher that started it is gone: no orphan goes on for long.
-
-    Without a launcher (no RANK in the environment) there is nothing to follow: a shell may close, the run goes on.
-    The `deepspeed` command is two processes, a runner and a per-node launcher, and either can be killed alone.
-    """
-    if "RANK" not in os.environ:
-        return
-    watched = {os.getpid(): os.getppid()}
-    if b"deepspeed.launcher.launch" in _command_line(os.getppid()):
-        runner = _parent(os.getppid())
-        if runner == 1 and b"deepspeed" not in _command_line(1):
-            stop.request(LAUNCHER_GONE)
-            return
-        if runner is not None:
-            watched[os.getppid()] = runner
-
-    def watch() -> None:
-        while all(_parent(child) == parent for child, parent in watched.items()):
-            time.sleep(POLL_S)
-        stop.request(LAUNCHER_GONE)
-
-    threading.Thread(target=watch, name="follow-launcher", daemon=True).start()
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[1])
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

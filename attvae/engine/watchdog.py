@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import socket
 import sys
 import threading
 import time
@@ -20,7 +19,14 @@ BEAT_S = 1.0
 SILENT_BEATS = 10
 """A rank without a sign of life for so long is gone: its thread beats whatever the main one does."""
 
+STORE_SILENT_BEATS = 30
+"""A store that has not answered for so long is gone, with rank 0 or the launcher whose process it is part of."""
+
+STACKS_S = 10.0
+"""How long the stacks may take to be written: the disk may be what hangs."""
+
 _LEFT = "left"
+_STORE = "rank 0, or the launcher, which keeps the ranks' common store"
 
 
 class _Sign(NamedTuple):
@@ -55,7 +61,7 @@ class Watchdog:
         self._stacks = stacks
         self._store = PrefixStore("watchdog", world.store.clone())  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=hang_s))
-        self._answered = time.monotonic()
+        self._unanswered_beats = 0
         self._ended = threading.Event()
         self._silent_beats = [0] * world.size
         self._still_beats = 0
@@ -66,11 +72,14 @@ class Watchdog:
             for rank, (space, pid) in enumerate(world.gather((_pid_space(), os.getpid())))
             if space == _pid_space()
         }
-        for work in (self._watch, self._watch_store):
-            threading.Thread(target=work, name="watchdog", daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
+        for thread in self._threads:
+            thread.start()
 
     def report(self, error: BaseException) -> None:
         """Ends the other ranks: this one fails alone. Or this one, where the error is that another has ended."""
+        if self._ended.is_set():
+            return
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             time.sleep((SILENT_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
         self._ended.set()
@@ -81,6 +90,8 @@ class Watchdog:
     def stop(self) -> None:
         """This rank ends as it should."""
         self._ended.set()
+        for thread in self._threads:
+            thread.join(5 * BEAT_S)
         with suppress(RuntimeError):  # the rank with the store was faster
             self._store.set(str(self._world.rank), f"0 0 {_LEFT}")
 
@@ -92,23 +103,24 @@ class Watchdog:
                 self._show(beat)
                 if self._store.check(["verdict"]):
                     self._end(self._store.get("verdict").decode())
-                if self._world.rank in (0, self._world.size - 1) and (verdict := self._judge()):
+                if self._is_judge and (verdict := self._judge()):
                     self._give_verdict(verdict)
                     self._say(verdict)
                     time.sleep(3 * BEAT_S)  # for the others, who read it in the store, which may be this process's
                     self._end(verdict)
             except RuntimeError:  # of the store
                 if not self._ended.wait(3 * BEAT_S):
-                    verdict = "rank 0, or the launcher, which keeps the ranks' common store, is gone"
+                    verdict = f"{_STORE}, is gone"
                     self._say(verdict)
                     self._end(verdict)
-            self._answered = time.monotonic()
+            self._unanswered_beats = 0
 
     def _watch_store(self) -> None:
         """The store has no time limit of its own for one who stops without closing its connections."""
         while not self._ended.wait(BEAT_S):
-            if time.monotonic() - self._answered > self._hang_s + SILENT_BEATS * BEAT_S:
-                verdict = f"rank 0, or the launcher, which keeps the ranks' common store, hangs for {self._hang_s:g} s"
+            self._unanswered_beats += 1
+            if self._unanswered_beats >= STORE_SILENT_BEATS:
+                verdict = f"{_STORE}, does not answer for {STORE_SILENT_BEATS * BEAT_S:g} s"
                 self._say(verdict)
                 self._end(verdict)
 
@@ -132,9 +144,9 @@ class Watchdog:
         if silent := [rank for rank in there if self._silent_beats[rank] >= SILENT_BEATS]:
             return f"{_named(silent)} gone: no sign of life for {SILENT_BEATS * BEAT_S:g} s ({self._places(silent)})"
         if self._still_beats * BEAT_S >= self._hang_s:
-            behind = min(sign.entered for sign in signs)
-            hanging = [rank for rank, sign in enumerate(signs) if sign.entered == behind]
-            if len(hanging) == len(signs) > 1:
+            behind = min((signs[rank].entered for rank in there), default=0)
+            hanging = [rank for rank in there if signs[rank].entered == behind]
+            if len(hanging) == len(there) > 1:
                 return f"no rank has moved for {self._hang_s:g} s ({self._places(hanging)})"
             return f"{_named(hanging)} hanging: not moved for {self._hang_s:g} s ({self._places(hanging)})"
         return None
@@ -142,12 +154,18 @@ class Watchdog:
     def _places(self, ranks: list[int]) -> str:
         return ", ".join(dict.fromkeys(f"in {self._signs[rank].phase}" for rank in ranks))
 
+    @property
+    def _is_judge(self) -> bool:
+        return self._world.rank in (0, self._world.size - 1)
+
     def _give_verdict(self, verdict: str) -> None:
         with suppress(RuntimeError):  # the rank with the store is gone: the others notice that
             if not self._store.check(["verdict"]):
                 self._store.set("verdict", verdict)
 
     def _say(self, verdict: str) -> None:
+        if not self._is_judge:
+            return
         print(
             f"attvae (rank {self._world.rank}): {verdict}; stacks are in {self._stacks}; ending all ranks: "
             "run the same command again to go on from the newest checkpoint",
@@ -158,14 +176,17 @@ class Watchdog:
     def _end(self, verdict: str) -> None:
         if self._ended.is_set():  # it ended as it should, meanwhile
             return
-        try:
-            self._stacks.mkdir(exist_ok=True)
-            with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
-                file.write(f"{verdict}\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file)
-        finally:
-            os._exit(1)
+        writer = threading.Thread(target=self._write_stacks, args=(verdict,), daemon=True)
+        writer.start()
+        writer.join(STACKS_S)
+        os._exit(1)
+
+    def _write_stacks(self, verdict: str) -> None:
+        self._stacks.mkdir(exist_ok=True)
+        with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
+            file.write(f"{verdict}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
 
 
 def _named(ranks: list[int]) -> str:
@@ -176,14 +197,11 @@ def _named(ranks: list[int]) -> str:
 
 def _pid_space() -> str:
     """Equal for processes that see each other's ids: the same boot of a host, the same container."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
-        return f"{socket.gethostname()} {os.getpid()}"
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _is_dead(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True

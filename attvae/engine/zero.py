@@ -165,8 +165,12 @@ class ZeroEngine:
             self._engine.step()
         result = self._decision
         if result is None:  # the loss scale was too high for fp16
-            self.guard.overflowed()
             result = StepResult(torch.inf, False)
+            scaler = self._engine.optimizer.loss_scaler
+            if scaler.cur_scale > scaler.min_scale:
+                self.guard.overflowed()
+            else:  # no lower one is left: the gradients themselves
+                self.guard.admits(torch.inf)
         if result.applied:
             self._statistics.average(self.world)
         else:

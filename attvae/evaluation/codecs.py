@@ -1,7 +1,6 @@
 """What ordinary lossless image files need for the same images: the yardstick beside a model's bits/dim."""
 
 import io
-from collections.abc import Iterable
 from typing import Literal
 
 from jaxtyping import UInt8
@@ -14,24 +13,22 @@ Codec = Literal["png", "webp"]
 CODECS: tuple[Codec, ...] = ("png", "webp")
 
 
-def codec_bits_per_dim(batches: Iterable[UInt8[Tensor, "b c h w"]], spec: DataSpec, codec: Codec) -> float:
-    """Bits per value of one file an image, headers included, as Pillow writes it with its strongest compression.
+def codec_bytes(x: UInt8[Tensor, "b c h w"], spec: DataSpec, codec: Codec) -> int:
+    """Bytes of one file an image, headers included, as Pillow writes it with its strongest compression.
 
     Raises:
         ValueError: the images are not of 8 bits and 1 or 3 channels.
     """
     if spec.num_bits != 8 or spec.channels not in (1, 3):
         raise ValueError(f"{codec} is measured for 8 bits and 1 or 3 channels, not {spec.num_bits} and {spec.channels}")
-    total_bytes, images = 0, 0
-    for x in batches:
-        for image in x.permute(0, 2, 3, 1).numpy():
-            file = io.BytesIO()
-            picture = Image.fromarray(image.squeeze(-1) if spec.channels == 1 else image)
-            match codec:
-                case "png":
-                    picture.save(file, "PNG", optimize=True)
-                case "webp":
-                    picture.save(file, "WEBP", lossless=True, quality=100, method=6)
-            total_bytes += file.tell()
-            images += 1
-    return 8 * total_bytes / (images * spec.dimensions)
+    total = 0
+    for image in x.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        picture = Image.fromarray(image.squeeze(-1) if spec.channels == 1 else image)
+        match codec:
+            case "png":
+                picture.save(file, "PNG", optimize=True)
+            case "webp":
+                picture.save(file, "WEBP", lossless=True, quality=100, method=6)
+        total += file.tell()
+    return total

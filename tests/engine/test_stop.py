@@ -11,7 +11,10 @@ LISTENER = """
 import sys, time
 from attvae.engine.stop import StopRequest
 stop = StopRequest()
-stop.listen()
+listening = stop.listening()
+listening.__enter__()
+if sys.argv[1] != "starting":
+    stop.work_begins()
 print("listening", flush=True)
 while stop.reason is None:
     time.sleep(0.01)
@@ -57,3 +60,9 @@ def test_what_is_saved_ends_as_it_wants() -> None:
     time.sleep(2.5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 75
+
+
+def test_before_there_is_anything_to_save_it_ends_at_once() -> None:
+    process = listener("starting")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(2) == 75
