@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 RANK = int(os.environ.get("RANK", "0"))
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", str(RANK)))
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 SILENT_S = 3.0
 """A rank that leaves a message to another waits before it exits: the first exit makes launchers end all ranks."""

@@ -164,12 +164,12 @@ class ZeroEngine:
                     self._decide_unpartitioned()
             self._engine.step()
         result = self._decision
-        if result is None:  # the loss scale was too high for fp16
+        if result is None:  # DeepSpeed found gradients that are not finite, before their norm
             result = StepResult(torch.inf, False)
             scaler = self._engine.optimizer.loss_scaler
-            if scaler.cur_scale > scaler.min_scale:
+            if scaler.dynamic and scaler.cur_scale > scaler.min_scale:  # fp16: a lower loss scale is tried next
                 self.guard.overflowed()
-            else:  # no lower one is left: the gradients themselves
+            else:
                 self.guard.admits(torch.inf)
         if result.applied:
             self._statistics.average(self.world)
