@@ -75,33 +75,39 @@ class Checkpoint:
         except OSError as error:
             raise ValueError(f"{file.path} cannot be read ({error.strerror}); {REMEDY}") from error
 
-    def load_into(self, module: nn.Module, *, weights: str) -> None:
-        """Fills parameters (from `parameters` or `ema`) and buffers; the sets of names and the shapes must agree.
+    def check_fits(self, module: nn.Module) -> None:
+        """The sets of names and the shapes must agree.
 
         Raises:
-            ValueError: the checkpoint is of another model; names the first tensor that differs, and nothing is filled.
+            ValueError: the checkpoint is of another model; names the first tensor that differs.
         """
-        parameters = dict(module.named_parameters())
-        buffers = dict(module.named_buffers())
-        unknown = {key for key in self._file_of if key.startswith(("parameters/", "buffers/"))}
-        unknown -= {f"parameters/{name}" for name in parameters} | {f"buffers/{name}" for name in buffers}
+        of_module: dict[str, Tensor] = {f"parameters/{name}": p for name, p in module.named_parameters()}
+        of_module |= {f"buffers/{name}": buffer for name, buffer in module.named_buffers()}
+        unknown = {key for key in self._file_of if key.startswith(("parameters/", "buffers/"))} - of_module.keys()
         if unknown:
             raise ValueError(
                 f"{self.folder} holds {min(unknown)}, which this model has not: another model's checkpoint"
             )
-        targets: list[tuple[str, str, Tensor]] = [(weights, name, p) for name, p in parameters.items()]
-        targets += [("buffers", name, buffer) for name, buffer in buffers.items()]
-        for kind, name, target in targets:
-            key = f"{kind}/{name}"
+        for key, target in of_module.items():
             shape = self._file_with(key).shapes[key]
             if shape != target.shape:
                 raise ValueError(
                     f"{self.folder}: {key} has shape {shape}, this model's has {tuple(target.shape)}: "
                     "another model's checkpoint"
                 )
+
+    def load_into(self, module: nn.Module, *, weights: str) -> None:
+        """Fills parameters (from `parameters` or `ema`) and buffers.
+
+        Raises:
+            ValueError: the checkpoint is of another model, and nothing is filled.
+        """
+        self.check_fits(module)
         with torch.no_grad():
-            for kind, name, target in targets:
-                target.copy_(self.tensor(kind, name))
+            for name, p in module.named_parameters():
+                p.copy_(self.tensor(weights, name))
+            for name, buffer in module.named_buffers():
+                buffer.copy_(self.tensor("buffers", name))
 
     def _file_with(self, key: str) -> TensorFile:
         if key not in self._file_of:
@@ -189,7 +195,7 @@ class CheckpointWriter:
             state: what else a run goes on from, `samples_seen` among it: plain values for state.json.
         """
         self.finish()
-        target = self._folder / f"{samples_seen:012d}"
+        target = place(self._folder, samples_seen)
         if not self._succeeded(target, self._on_first(lambda: _make_empty(_partial(target)))):
             return
         share = {
@@ -272,6 +278,11 @@ class CheckpointWriter:
                 print(f"attvae: cannot remove the checkpoint {other} ({_reason(error)})", file=sys.stderr, flush=True)
 
 
+def place(folder: Path, samples_seen: int) -> Path:
+    """Where in `folder` the checkpoint at so many samples is."""
+    return folder / f"{samples_seen:012d}"
+
+
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, the oldest first. Complete is not yet intact: opening one verifies it."""
     return sorted(p for p in folder.glob("*") if p.is_dir() and p.name.isdigit())
@@ -308,7 +319,7 @@ def _publish(target: Path, state: str, files: dict[str, FileHash]) -> None:
     partial.rename(target)
     _flush(target.parent)
     if replaced is not None:
-        shutil.rmtree(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)  # the new one stands; what is left of it goes at the next start
 
 
 def _replaced(target: Path) -> Path:

@@ -151,7 +151,7 @@ class Loop:
         if self._saved_at != self.samples_seen and self.samples_seen > 0:
             self._save()
         self._writer.finish()
-        return self.samples_seen == 0 or self._folder.checkpoint(self.samples_seen).is_dir()
+        return self.samples_seen == 0 or checkpoint.place(self._folder.checkpoints, self.samples_seen).is_dir()
 
     def load_average(self) -> None:
         """Copies the EMA weights, and the buffers as they are, into the model for looking at."""

@@ -49,9 +49,6 @@ class RunFolder:
     def mlflow_run_id(self) -> str | None:
         return json.loads(self.mlflow.read_text())["run_id"] if self.mlflow.is_file() else None
 
-    def checkpoint(self, samples_seen: int) -> Path:
-        return self.checkpoints / f"{samples_seen:012d}"
-
     def claim(self, room: int = 0) -> None:
         """Creates the folder if need be and becomes its owner for as long as this process lives.
 

@@ -126,8 +126,8 @@ def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -
     averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)
     start = world.all_or_none(lambda: Checkpoint(start_folder, verified=True)) if start_folder else None
     resumed = None if start_folder == cfg.init_from else start
-    if start is not None:
-        world.all_or_none(lambda: start.load_into(model, weights="parameters" if resumed else "ema"))
+    if start is not None:  # a resumed run gets its parameters with all the rest, from the engine
+        world.all_or_none(lambda: start.check_fits(model) if resumed else start.load_into(model, weights="ema"))
     loop = Loop(
         cfg,
         folder,
@@ -182,13 +182,14 @@ def _where_to_start(cfg: RunConfig, folder: RunFolder, manifest: Manifest) -> Ch
                 "go back to that configuration, or choose another folder with --out"
             )
     checkpoint.remove_partial(folder.checkpoints)
-    if (start := newest_checkpoint(folder)) is None and cfg.resume is not None:
-        start = Checkpoint(cfg.resume)
+    start = newest_checkpoint(folder)
     if start is None and (unread := checkpoint.complete(folder.checkpoints)):
         raise ValueError(
             f"none of the {len(unread)} checkpoints in {folder.checkpoints} can be read, as said above: mend or move "
             "them, or choose another folder with --out"
         )
+    if start is None and cfg.resume is not None:
+        start = Checkpoint(cfg.resume)
     if start is not None:
         _check_same_data(start, cfg, manifest)
         return start

@@ -68,7 +68,7 @@ def load(folder: Path) -> dict[str, float]:
 
     def work() -> None:
         start = Checkpoint(folder / f"{SAMPLES:012d}")
-        start.load_into(model, weights="parameters")
+        start.check_fits(model)
         engine.restore(start.tensor, int(start.state["updates"]), engine.guard)
 
     return cost(work, folder)

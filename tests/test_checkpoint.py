@@ -75,7 +75,7 @@ def train(world: rendezvous.World, run: Run) -> list[float]:
     if start:
         for p in module.parameters():
             nn.init.constant_(p, 7.0)
-        start.load_into(module, weights="parameters")
+        start.check_fits(module)
     engine = engine_for(world, module, run.options, start)
     losses = []
     for step in range(run.first, STEPS):

@@ -352,3 +352,8 @@ def test_one_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     checkpoint.remove_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["000000001000"]
     assert (tmp_path / "000000001000" / "state.json").read_text() == replaced.name
+
+
+def test_checkpoints_sort_by_samples_seen(tmp_path: Path) -> None:
+    assert checkpoint.place(tmp_path, 1400) == tmp_path / "000000001400"
+    assert checkpoint.place(tmp_path, 9_999) < checkpoint.place(tmp_path, 10_000) < checkpoint.place(tmp_path, 10**11)

@@ -120,12 +120,6 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-def test_checkpoints_sort_by_samples_seen(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert folder.checkpoint(1400) == tmp_path / "checkpoints" / "000000001400"
-    assert folder.checkpoint(9_999) < folder.checkpoint(10_000) < folder.checkpoint(10**11)
-
-
 # ------------------------------------------------------------------------------------------------------ what it holds
 
 

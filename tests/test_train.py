@@ -114,17 +114,21 @@ def test_a_damaged_newest_checkpoint_is_reported(finished: tuple[Path, str], dig
     assert result(out) == result(finished[0])
 
 
-def test_where_no_checkpoint_can_be_read_nothing_starts_anew(digits: Path, tmp_path: Path) -> None:
+def test_where_no_checkpoint_can_be_read_nothing_starts_anew(
+    finished: tuple[Path, str], digits: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "damaged"
     run(command(digits, out))
     (out / "summary.json").unlink()
     for file in out.glob("checkpoints/*/tensors-0000.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     journal = (out / "metrics.jsonl").read_bytes()
-    output = run(command(digits, out), expected=2)
-    assert "none of the 2 checkpoints" in output
-    assert "Traceback" not in output
-    assert (out / "metrics.jsonl").read_bytes() == journal
+    elsewhere = finished[0] / "checkpoints" / "000000001000"
+    for again in (command(digits, out), command(digits, out, f"resume={elsewhere}")):
+        output = run(again, expected=2)
+        assert "none of the 2 checkpoints" in output
+        assert "Traceback" not in output
+        assert (out / "metrics.jsonl").read_bytes() == journal
 
 
 def test_a_checkpoint_of_other_data_is_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
