@@ -15,7 +15,7 @@ import torch
 
 from attvae.config import RunConfig
 from attvae.engine import rendezvous
-from attvae.engine.batch import BatchPlan
+from attvae.engine.batch import BatchPlan, divide
 from attvae.engine.throughput import peak_memory_bytes
 from attvae.rehearsal import Rehearsal
 from attvae.spec import Config, DataSpec
@@ -72,9 +72,7 @@ def find_batch(
         ValueError: the ranks do not divide the global batch, or the configuration does not fit the device or the data.
         TrialFailedError: a trial ended for another reason than want of memory.
     """
-    if cfg.train.global_batch % ranks:
-        raise ValueError(f"train.global_batch={cfg.train.global_batch} is not divisible by {ranks} ranks")
-    per_rank = cfg.train.global_batch // ranks
+    per_rank = divide(cfg.train.global_batch, ranks, None).micro_batch
     if rendezvous.device_of_this_rank(cfg.engine.device).type == "cpu":
         limit_bytes = limit_bytes or int(SHARE * available_bytes())
     candidates = [size for size in range(1, per_rank + 1) if per_rank % size == 0]

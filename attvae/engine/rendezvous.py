@@ -63,6 +63,8 @@ def device_of_this_rank(asked: Device = "auto") -> torch.device:
 class FailedOnAnotherRankError(RuntimeError):
     """Another rank has raised, and reports, the error that ends this rank too."""
 
+    known_to_all = True
+
 
 @dataclass(frozen=True)
 class World:
@@ -165,7 +167,7 @@ def _known_to_all(error: Exception) -> Exception:
 
 def is_known_to_all(error: Exception) -> bool:
     """Whether all ranks end with this error, as they have agreed; otherwise the others do not know of it."""
-    return getattr(error, "known_to_all", False) or isinstance(error, FailedOnAnotherRankError | StopRequestedError)
+    return getattr(error, "known_to_all", False)
 
 
 def join(stop: StopRequest | None = None, patience_s: float = 600, device: Device = "auto") -> World:

@@ -21,6 +21,8 @@ STOPPED = 75
 class StopRequestedError(Exception):
     """All ranks have agreed to stop; the message is one of REASONS."""
 
+    known_to_all = True  # attvae.engine.rendezvous.is_known_to_all
+
 
 class StopRequest:
     """Whether this process has been asked to stop.

@@ -84,8 +84,7 @@ class Watchdog:
             time.sleep((SILENT_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
         self._ended.set()
         self._give_verdict(f"rank {self._world.rank} failed: {type(error).__name__}: {error}")
-        if self._world.size > 1:
-            time.sleep(3 * BEAT_S)  # the store may be this process's
+        time.sleep(3 * BEAT_S)  # the store may be this process's
 
     def stop(self) -> None:
         """This rank ends as it should."""
