@@ -178,26 +178,38 @@ def join(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
 
     Args:
         stop: what the ranks will agree on beside their work.
-        patience_s: how long a rank waits for another in a collective.
+        patience_s: how long a rank waits for another, here and in a collective.
         device: `engine.device`.
 
     Raises:
         ValueError: a rank has no such device; that rank says so, the others end with FailedOnAnotherRankError.
+        ConnectionError: not all ranks came, or rank 0 has no port to meet them at; every rank that came says so.
     """
     rank, size = rank_from_environment()
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    timeout = timedelta(seconds=patience_s)
     store: Store = HashStore()
     if size > 1:
-        store, rank, size = next(rendezvous("env://"))
+        store, rank, size = _meet(rank, timeout)
     here = _device_once_all_have_one(device, store, rank, size)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend = "nccl" if here.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=patience_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, here, store, stop or StopRequest())
+
+
+def _meet(rank: int, timeout: timedelta) -> tuple[Store, int, int]:
+    try:
+        return next(rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        here, place = socket.gethostname(), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConnectionError(
+            f"rank {rank} on {here} has not met the other ranks at {place} ({error}): see that all hosts have started "
+            "their ranks and reach this address, and that no other program has this port"
+        ) from error
 
 
 def _device_once_all_have_one(asked: Device, store: Store, rank: int, size: int) -> torch.device:
