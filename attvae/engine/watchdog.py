@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,18 @@ from attvae.engine.rendezvous import World
 BEAT_S = 1.0
 SILENT_BEATS = 10
 """A rank without a sign of life for so long is gone: its thread beats whatever the main one does."""
+
+UNANSWERED_BEATS = 30
+"""A store that does not answer for so long is gone with its host, whose connections nobody has closed.
+
+Longer than SILENT_BEATS: where the host of the store only slows down, or the network loses a few packets, none ends.
+"""
+
+STACKS_S = 10.0
+"""The folder for the stacks may be on a host that is gone, too."""
+
+NAMED = 8
+"""Ranks, and hosts, that a verdict names."""
 
 _LEFT = "left"
 
@@ -40,8 +53,9 @@ class Watchdog:
     """A thread of each rank that shows signs of life in the ranks' common store.
 
     The first and the last rank, which on several hosts are on different ones, judge by them: a rank whose signs end
-    is gone; where no rank has entered another phase for `hang_s`, those that are behind the others hang. Time is
-    counted in beats, so that a job which is suspended and continued is not found dead.
+    is gone; where no rank has entered another phase for `hang_s`, those that are behind the others hang. Each rank
+    sees for itself when the store is gone. Time is counted in beats, so that a job which is suspended and continued is
+    not found dead.
     """
 
     def __init__(self, world: World, hang_s: float, stacks: Path) -> None:
@@ -55,34 +69,43 @@ class Watchdog:
         self._stacks = stacks
         self._store = PrefixStore("watchdog", world.store.clone())  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=hang_s))
-        self._answered = time.monotonic()
+        self._unanswered_beats = 0
         self._ended = threading.Event()
         self._silent_beats = [0] * world.size
         self._still_beats = 0
         self._signs: list[_Sign] = []
         self._show(0)
-        self._neighbours = {
-            rank: pid
-            for rank, (space, pid) in enumerate(world.gather((_pid_space(), os.getpid())))
-            if space == _pid_space()
-        }
+        found = world.gather((socket.gethostname(), _pid_space(), os.getpid()))
+        self._hosts = [host for host, _, _ in found]
+        self._neighbours = {rank: pid for rank, (_, space, pid) in enumerate(found) if space == _pid_space()}
         for work in (self._watch, self._watch_store):
             threading.Thread(target=work, name="watchdog", daemon=True).start()
 
     def report(self, error: BaseException) -> None:
         """Ends the other ranks: this one fails alone. Or this one, where the error is that another has ended."""
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            time.sleep((SILENT_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
+            time.sleep((UNANSWERED_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
         self._ended.set()
-        self._give_verdict(f"rank {self._world.rank} failed: {type(error).__name__}: {error}")
+        who = self._named([self._world.rank])
+        self._ask_store(lambda: self._give_verdict(f"{who} failed: {type(error).__name__}: {error}"))
         if self._world.size > 1:
             time.sleep(3 * BEAT_S)  # the store may be this process's
 
     def stop(self) -> None:
         """This rank ends as it should."""
         self._ended.set()
-        with suppress(RuntimeError):  # the rank with the store was faster
-            self._store.set(str(self._world.rank), f"0 0 {_LEFT}")
+        self._ask_store(lambda: self._store.set(str(self._world.rank), f"0 0 {_LEFT}"))
+
+    def _ask_store(self, ask: Callable[[], None]) -> None:
+        """From the main thread, which must end also where the store is gone."""
+
+        def attempt() -> None:
+            with suppress(RuntimeError):  # the rank with the store was faster
+                ask()
+
+        asking = threading.Thread(target=attempt, name="watchdog", daemon=True)
+        asking.start()
+        asking.join(UNANSWERED_BEATS * BEAT_S)
 
     def _watch(self) -> None:
         beat = 0
@@ -99,18 +122,22 @@ class Watchdog:
                     self._end(verdict)
             except RuntimeError:  # of the store
                 if not self._ended.wait(3 * BEAT_S):
-                    verdict = "rank 0, or the launcher, which keeps the ranks' common store, is gone"
+                    verdict = f"{self._keeper()} is gone: the connection is closed"
                     self._say(verdict)
                     self._end(verdict)
-            self._answered = time.monotonic()
+            self._unanswered_beats = 0
 
     def _watch_store(self) -> None:
         """The store has no time limit of its own for one who stops without closing its connections."""
         while not self._ended.wait(BEAT_S):
-            if time.monotonic() - self._answered > self._hang_s + SILENT_BEATS * BEAT_S:
-                verdict = f"rank 0, or the launcher, which keeps the ranks' common store, hangs for {self._hang_s:g} s"
+            self._unanswered_beats += 1
+            if self._unanswered_beats > UNANSWERED_BEATS:
+                verdict = f"{self._keeper()} is gone, or cut off: no answer for {UNANSWERED_BEATS * BEAT_S:g} s"
                 self._say(verdict)
                 self._end(verdict)
+
+    def _keeper(self) -> str:
+        return f"rank 0 on {self._hosts[0]}, or the launcher there, which keeps the ranks' common store,"
 
     def _show(self, beat: int) -> None:
         phases = self._world.phases
@@ -128,16 +155,23 @@ class Watchdog:
         self._signs = signs
         there = [rank for rank, sign in enumerate(signs) if sign.phase != _LEFT]
         if killed := [rank for rank in dead if rank in there]:
-            return f"{_named(killed)} gone: the process has ended ({self._places(killed)})"
+            return f"{self._named(killed)} {_are(killed)} gone: the process has ended ({self._places(killed)})"
         if silent := [rank for rank in there if self._silent_beats[rank] >= SILENT_BEATS]:
-            return f"{_named(silent)} gone: no sign of life for {SILENT_BEATS * BEAT_S:g} s ({self._places(silent)})"
+            who, silence = self._named(silent), f"no sign of life for {SILENT_BEATS * BEAT_S:g} s"
+            return f"{who} {_are(silent)} gone: {silence} ({self._places(silent)})"
         if self._still_beats * BEAT_S >= self._hang_s:
             behind = min(sign.entered for sign in signs)
             hanging = [rank for rank, sign in enumerate(signs) if sign.entered == behind]
             if len(hanging) == len(signs) > 1:
                 return f"no rank has moved for {self._hang_s:g} s ({self._places(hanging)})"
-            return f"{_named(hanging)} hanging: not moved for {self._hang_s:g} s ({self._places(hanging)})"
+            who, rest = self._named(hanging), f"not moved for {self._hang_s:g} s"
+            return f"{who} {_are(hanging)} hanging: {rest} ({self._places(hanging)})"
         return None
+
+    def _named(self, ranks: list[int]) -> str:
+        """`rank 1 on host-b`."""
+        hosts = list(dict.fromkeys(self._hosts[rank] for rank in ranks))
+        return f"rank{'s' if len(ranks) > 1 else ''} {_some(ranks)} on {_some(hosts)}"
 
     def _places(self, ranks: list[int]) -> str:
         return ", ".join(dict.fromkeys(f"in {self._signs[rank].phase}" for rank in ranks))
@@ -148,30 +182,37 @@ class Watchdog:
                 self._store.set("verdict", verdict)
 
     def _say(self, verdict: str) -> None:
-        print(
-            f"attvae (rank {self._world.rank}): {verdict}; stacks are in {self._stacks}; ending all ranks: "
-            "run the same command again to go on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # nobody reads it any more
+            print(
+                f"attvae (rank {self._world.rank}): {verdict}; stacks are in {self._stacks}; ending all ranks: "
+                "run the same command again to go on from the newest checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _end(self, verdict: str) -> None:
         if self._ended.is_set():  # it ended as it should, meanwhile
             return
-        try:
+        keeping = threading.Thread(target=self._keep_stacks, args=(verdict,), name="watchdog", daemon=True)
+        keeping.start()
+        keeping.join(STACKS_S)
+        os._exit(1)
+
+    def _keep_stacks(self, verdict: str) -> None:
+        with suppress(OSError):
             self._stacks.mkdir(exist_ok=True)
             with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
                 file.write(f"{verdict}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file)
-        finally:
-            os._exit(1)
 
 
-def _named(ranks: list[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]} is"
-    return f"ranks {', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''} are"
+def _are(ranks: list[int]) -> str:
+    return "are" if len(ranks) > 1 else "is"
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def _pid_space() -> str:
