@@ -115,8 +115,7 @@ def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
         start("slurmctld", "-D")
         for node in nodes:
             start("slurmd", "-D", "-N", node)
-        logs = "".join(path.read_text() for path in folder.glob("slurm*.log"))
-        assert wait_for(lambda: is_ready(cluster), 30), logs
+        assert wait_for(lambda: is_ready(cluster), 30), [path.read_text() for path in folder.glob("slurm*.log")]
         yield cluster
         cluster.run("scancel", "--user", getpass.getuser())
         wait_for(lambda: not cluster.run("squeue", "--noheader"), 40)
