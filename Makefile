@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-slow test-ray check check-all setup
+.PHONY: demo test test-slow test-ray test-multinode test-slurm check check-all setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -22,6 +22,16 @@ test-slow: $(READY)
 # On real Ray clusters of this machine.
 test-ray: $(READY)
 	$(BIN)/pytest -m ray --timeout 300
+
+# Two hosts, made of network namespaces. As root, for these and for what apt installs.
+test-multinode: $(READY)
+	tests/install_two_hosts.sh
+	$(BIN)/pytest -m multinode
+
+# On a real Slurm of this machine's own, of two nodes. As root, for what apt installs.
+test-slurm: $(READY)
+	tests/install_slurm.sh
+	$(BIN)/pytest -m slurm --timeout 600
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -66,6 +66,14 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and CONFIG's stem.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan, no more.")] = False,
+    nodes: Annotated[int | None, typer.Option(min=1, help="With --dry-run: a cluster of so many nodes.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="With --nodes.")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="With --nodes: YAML of the constants of a prediction, docs/scale.md.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="With --nodes: a run folder whose perf/tflops a GPU is taken to reach.")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show the resolved configuration, then DeepSpeed's as a comment.")
     ] = False,
@@ -77,11 +85,16 @@ def train(
     from attvae.show import show_deepspeed_config, show_plan, show_run
 
     with _bad_input(found_by_all=True):
+        if (nodes is None) != (gpus_per_node is None) or (nodes is not None and not dry_run):
+            raise ValueError("--nodes N --gpus-per-node G go together, and with --dry-run: a launcher starts the run")
+        if (cluster or measured) and nodes is None:
+            raise ValueError("--cluster and --measured are for a prediction: --dry-run --nodes N --gpus-per-node G")
+        ranks = nodes * gpus_per_node if nodes and gpus_per_node else RANKS
         cfg = load(config_file, overrides or [])
         folder = RunFolder(out or Path("runs") / config_file.stem)
         if print_config:
             print(cfg.to_yaml(), end="")
-            show_deepspeed_config(cfg, RANKS)
+            show_deepspeed_config(cfg, ranks)
             return
         if not dry_run and folder.is_finished(cfg):
             if RANK == 0:
@@ -91,10 +104,17 @@ def train(
         from attvae.train import plan
         from attvae.train import train as run
 
-        planned = plan(cfg, RANKS, data_needed=not dry_run)
+        planned = plan(cfg, ranks, data_needed=not dry_run)
+        if gpus_per_node:
+            from attvae.show_scale import constants, show_commands, show_scale
+
+            assumed = constants(cfg, cluster, measured)
     if dry_run:
         if RANK == 0:
-            show_plan(planned, RANKS)
+            show_plan(planned, ranks)
+            if gpus_per_node:
+                show_scale(planned, ranks, gpus_per_node, assumed)
+                show_commands(config_file, overrides or [], out, ranks, gpus_per_node)
         return
     from attvae.engine.rendezvous import FailedOnAnotherRankError
     from attvae.engine.stop import STOPPED, StopRequestedError
@@ -124,6 +144,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Prepared data set for an exported model.")] = None,
 ) -> None:
     """Figures on the test split: of a run's newest checkpoint with its EMA weights, or of an exported model."""
+    from attvae.engine.environment_defaults import set_environment_defaults
     from attvae.engine.rendezvous import FailedOnAnotherRankError, join, leave
     from attvae.evaluate import evaluate_export, evaluate_run
     from attvae.export import is_export
@@ -134,6 +155,7 @@ def evaluate(
             raise ValueError(f"{trained}: --data goes with an exported model, which needs it; a run knows its data")
     try:
         with _bad_input(found_by_all=False):
+            set_environment_defaults(trained)
             world = join()
             figures = evaluate_export(trained, data, world) if data else evaluate_run(trained, world)
     except FailedOnAnotherRankError:
@@ -223,6 +245,52 @@ def find_batch(
             raise typer.Exit(1) from None
     search.show_result(trials, cfg, ranks)
     if not any(trial.fits for trial in trials):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="The configuration of the run that is meant.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data.path=data/digits.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Its run folder; by default runs/ and CONFIG's stem.")] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="On all ranks that a launcher has started: do they fit together?")
+    ] = False,
+    write_deepspeed_env: Annotated[
+        bool, typer.Option("--write-deepspeed-env", help="Write .deepspeed_env for the deepspeed command, no more.")
+    ] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # the deepspeed launcher passes it
+) -> None:
+    """Find what would keep a run from working, before it is started."""
+    from attvae.doctor import deepspeed_env, report
+
+    if write_deepspeed_env:
+        with _bad_input(found_by_all=True):
+            report.show_written(deepspeed_env.write(os.environ))
+        return
+    from attvae.config import load
+    from attvae.doctor.examine import examine, examine_together
+    from attvae.engine.rendezvous import FailedOnAnotherRankError, leave
+
+    folder = out or Path("runs") / (config_file.stem if config_file else "")
+    try:
+        with _bad_input(found_by_all=not distributed):
+            if distributed:
+                checks = examine_together(config_file, overrides or [], folder)
+            else:
+                checks = examine(load(config_file, overrides or []) if config_file else None, folder)
+    except FailedOnAnotherRankError:
+        time.sleep(SILENT_S)
+        raise typer.Exit(2) from None
+    finally:
+        leave()
+    if RANK == 0:
+        report.show(checks)
+    if any(check.verdict == "problem" for check in checks):
         raise typer.Exit(1)
 
 

@@ -8,6 +8,7 @@ import torch
 
 import attvae
 from attvae import checkpoint, config, seeding
+from attvae.agreement import check_same_everywhere, check_shared
 from attvae.build_engine import build_engine
 from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
@@ -15,6 +16,7 @@ from attvae.data.loader import open_manifest
 from attvae.data.manifest import SPLITS, Manifest
 from attvae.engine.batch import BatchPlan, divide
 from attvae.engine.deepspeed_config import deepspeed_config
+from attvae.engine.environment_defaults import set_environment_defaults
 from attvae.engine.launcher import follow_launcher
 from attvae.engine.rendezvous import World, is_known_to_all, join, kind_of_device, leave
 from attvae.engine.stop import LAUNCHER_GONE, StopRequest, StopRequestedError
@@ -79,7 +81,7 @@ def train(planned: Plan, out: Path) -> None:
 
     Raises:
         ValueError: bad input; the message names the thing and the remedy.
-        ConnectionError: remote data stayed silent.
+        ConnectionError: remote data stayed silent, or the ranks did not meet.
         NotSavedError: a checkpoint could not be written, and checkpoint.on_failure=stop.
         FailedOnAnotherRankError: in place of these, where another rank says it.
         StopRequestedError: a signal came, or the launcher went; what was trained is saved.
@@ -89,6 +91,7 @@ def train(planned: Plan, out: Path) -> None:
     with stop.listening():
         follow_launcher(lambda: stop.request(LAUNCHER_GONE))
         hang_s = planned.cfg.engine.hang_s + planned.cfg.data.retry_s  # a rank may wait for its shard
+        set_environment_defaults(out)
         world = join(stop, hang_s + 60, planned.cfg.engine.device)
         watchdog = Watchdog(world, hang_s, out / "stacks")
         try:
@@ -108,6 +111,7 @@ def train(planned: Plan, out: Path) -> None:
 def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -> None:
     cfg, manifest, batch, parameters, _ = planned
     assert manifest is not None, "only a dry run does without data"
+    check_same_everywhere(world, cfg, manifest.fingerprint)
 
     def claim() -> Path | None:
         for split in SPLITS:
@@ -120,6 +124,7 @@ def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -
         return start.folder if start else None
 
     start_folder = world.from_first(claim)
+    check_shared(world, folder.path)
     world.stop.work_begins()
     torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE))
     model = DeepVAE(cfg.model, manifest.spec, recompute=cfg.engine.recompute).to(world.device)

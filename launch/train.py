@@ -3,6 +3,8 @@
 import sys
 
 from attvae.cli import app
+from attvae.closed_terminal import survive_closed_terminal
 
 if __name__ == "__main__":
+    survive_closed_terminal()
     app(["train", *sys.argv[1:]])

@@ -1,6 +1,7 @@
 """What a user's cluster does to a run: ranks that hang, fail or die, updates that fail, signals to anything."""
 
 import signal
+import socket
 import subprocess
 import time
 from functools import partial
@@ -19,10 +20,12 @@ from launched import (
     wait_for,
 )
 
+from attvae.engine.watchdog import BEAT_S, UNANSWERED_BEATS
 from attvae.tracking.jsonl import read
 
 LONG = "train.samples=1000000"
 HANG_S = 15
+HOST = socket.gethostname()
 
 
 def faulty(command: list[str]) -> list[str]:
@@ -97,7 +100,7 @@ def test_a_rank_that_hangs_is_named(digits: Path, tmp_path: Path) -> None:
         faulty(command(digits, out, f"engine.hang_s={HANG_S}", "data.retry_s=1")), 2, FAULT="hang 1 8 1"
     )
     outputs = end(ranks, 90)
-    assert any("rank 1 is hanging: not moved for" in output for output in outputs), outputs
+    assert any(f"rank 1 on {HOST} is hanging: not moved for" in output for output in outputs), outputs
     stacks = {path.name: path.read_text() for path in (out / "stacks").iterdir()}
     assert stacks.keys() == {"rank-0000.txt", "rank-0001.txt"}
     assert "in faulty\n" in stacks["rank-0001.txt"]
@@ -116,8 +119,8 @@ def test_a_rank_that_is_gone_is_named(digits: Path, tmp_path: Path, victim: int,
         survivor = ranks[1 - victim]
         since = time.monotonic()
         [output] = end([survivor], 60)
-        assert time.monotonic() - since < 15 if how is signal.SIGKILL else 45
-        assert f"rank {victim}" in output
+        assert time.monotonic() - since < (15 if how is signal.SIGKILL else UNANSWERED_BEATS * BEAT_S + 15)
+        assert f"rank {victim} on {HOST}" in output
     finally:
         for rank in ranks:
             rank.kill()
@@ -130,7 +133,10 @@ def test_a_rank_that_fails_alone_ends_all(digits: Path, tmp_path: Path) -> None:
     ranks = start_ranks(faulty(command(digits, out)), 2, FAULT="fail 1 8 1")
     outputs = end(ranks, 90)
     assert "RuntimeError: the forward pass is broken" in outputs[1]
-    assert "rank 1 failed: RuntimeError: the forward pass is broken" in (out / "stacks" / "rank-0000.txt").read_text()
+    assert (
+        f"rank 1 on {HOST} failed: RuntimeError: the forward pass is broken"
+        in (out / "stacks" / "rank-0000.txt").read_text()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- signals

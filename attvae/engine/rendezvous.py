@@ -2,7 +2,10 @@
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -10,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from attvae.engine.config import Device
@@ -18,6 +21,14 @@ from attvae.engine.phases import Phases
 from attvae.engine.stop import REASONS, StopRequest, StopRequestedError
 
 T = TypeVar("T")
+
+MEET_S = 600.0
+"""How long the first rank that is there waits for the last, whose host may be unreachable."""
+
+POLL_S = 0.5
+
+ANSWER_S = 10.0
+"""A store that is there answers a newcomer in less, also where a thousand come at once."""
 
 
 def rank_from_environment() -> tuple[int, int]:
@@ -175,28 +186,93 @@ def join(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
 
     Args:
         stop: what the ranks will agree on beside their work.
-        patience_s: how long a rank waits for another in a collective.
+        patience_s: how long a rank waits for another in a collective, and here unless that is longer than MEET_S.
         device: `engine.device`.
 
     Raises:
         ValueError: a rank has no such device; that rank says so, the others end with FailedOnAnotherRankError.
+        ConnectionError: not all ranks came, or another program has the port at which they meet; every rank that came
+            says so.
     """
     rank, size = rank_from_environment()
+    stop = stop or StopRequest()
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    timeout = timedelta(seconds=patience_s)
     store: Store = HashStore()
     if size > 1:
-        store, rank, size = next(rendezvous("env://"))
-        # A launcher that restarts its ranks keeps its store.
-        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store, rank, size = _meet(rank, min(timeout, timedelta(seconds=MEET_S)))
     here = _device_once_all_have_one(device, store, rank, size)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend = "nccl" if here.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=patience_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    return World(rank, size, here, store, stop or StopRequest())
+    return World(rank, size, here, store, stop)
+
+
+def _meet(rank: int, timeout: timedelta) -> tuple[Store, int, int]:
+    here, place = f"rank {rank} on {socket.gethostname()}", f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        if rank != 0:
+            _wait_for_store(here, place, timeout)
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise _occupied(here, place) from error
+        raise _not_met(here, place, str(error)) from error
+    # A launcher that restarts its ranks keeps its store.
+    store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if rank == 0:
+        store.set("size", str(size))
+    if int(store.get("size")) != size or store.add(f"joined/{rank}", 1) > 1:
+        raise _occupied(here, place)  # by the ranks of another run, whose store this is
+    return store, rank, size
+
+
+def _wait_for_store(here: str, place: str, timeout: timedelta) -> None:
+    """Until rank 0 has opened the store. torch would wait for ever for another program to answer as one.
+
+    Raises:
+        ConnectionError: another program has the port, or nobody opens it in time.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise _not_met(here, place, str(error)) from error
+            time.sleep(POLL_S)
+    found: list[Store] = []
+
+    def ask() -> None:
+        with suppress(dist.DistError):
+            found.append(
+                TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_S), wait_for_workers=False)
+            )
+
+    asking = threading.Thread(target=ask, name="ask-store", daemon=True)
+    asking.start()
+    asking.join(2 * ANSWER_S)
+    if not found:
+        raise _occupied(here, place)
+
+
+def _occupied(here: str, place: str) -> ConnectionError:
+    return ConnectionError(
+        f"{here} finds another program, or another run, at {place}, where the ranks should meet: end it, or choose "
+        "another port (--master_port of deepspeed, --master-port of torchrun, MASTER_PORT)"
+    )
+
+
+def _not_met(here: str, place: str, why: str) -> ConnectionError:
+    return ConnectionError(
+        f"{here} has not met the other ranks at {place} ({why}): see that all hosts have started their ranks and "
+        "reach this address"
+    )
 
 
 def _device_once_all_have_one(asked: Device, store: Store, rank: int, size: int) -> torch.device:

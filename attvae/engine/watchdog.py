@@ -2,9 +2,11 @@
 
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,14 +21,19 @@ BEAT_S = 1.0
 SILENT_BEATS = 10
 """A rank without a sign of life for so long is gone: its thread beats whatever the main one does."""
 
-STORE_SILENT_BEATS = 30
-"""A store that has not answered for so long is gone, with rank 0 or the launcher whose process it is part of."""
+UNANSWERED_BEATS = 30
+"""A store that does not answer for so long is gone with its host, whose connections nobody has closed.
+
+Longer than SILENT_BEATS: where the host of the store only slows down, or the network loses a few packets, none ends.
+"""
 
 STACKS_S = 10.0
-"""How long the stacks may take to be written: the disk may be what hangs."""
+"""How long the stacks may take to be written: the disk may be what hangs, or on a host that is gone."""
+
+NAMED = 8
+"""Ranks, and hosts, that a verdict names."""
 
 _LEFT = "left"
-_STORE = "rank 0, or the launcher, which keeps the ranks' common store"
 
 
 class _Sign(NamedTuple):
@@ -46,8 +53,9 @@ class Watchdog:
     """A thread of each rank that shows signs of life in the ranks' common store.
 
     The first and the last rank, which on several hosts are on different ones, judge by them: a rank whose signs end
-    is gone; where no rank has entered another phase for `hang_s`, those that are behind the others hang. Time is
-    counted in beats, so that a job which is suspended and continued is not found dead.
+    is gone; where no rank has entered another phase for `hang_s`, those that are behind the others hang. Each rank
+    sees for itself when the store is gone. Time is counted in beats, so that a job which is suspended and continued is
+    not found dead.
     """
 
     def __init__(self, world: World, hang_s: float, stacks: Path) -> None:
@@ -67,12 +75,12 @@ class Watchdog:
         self._still_beats = 0
         self._signs: list[_Sign] = []
         self._show(0)
-        self._neighbours = {
-            rank: pid
-            for rank, (space, pid) in enumerate(world.gather((_pid_space(), os.getpid())))
-            if space == _pid_space()
-        }
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
+        found = world.gather((socket.gethostname(), _pid_space(), os.getpid()))
+        self._hosts = [host for host, _, _ in found]
+        self._neighbours = {rank: pid for rank, (_, space, pid) in enumerate(found) if space == _pid_space()}
+        self._threads = [
+            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._watch_store)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -81,18 +89,30 @@ class Watchdog:
         if self._ended.is_set():
             return
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            time.sleep((SILENT_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
+            time.sleep((UNANSWERED_BEATS + 5) * BEAT_S)  # until it is known which, which ends this process
         self._ended.set()
-        self._give_verdict(f"rank {self._world.rank} failed: {type(error).__name__}: {error}")
-        time.sleep(3 * BEAT_S)  # the store may be this process's
+        who = self._named([self._world.rank])
+        self._ask_store(lambda: self._give_verdict(f"{who} failed: {type(error).__name__}: {error}"))
+        if self._world.size > 1:
+            time.sleep(3 * BEAT_S)  # the store may be this process's
 
     def stop(self) -> None:
         """This rank ends as it should."""
         self._ended.set()
         for thread in self._threads:
             thread.join(5 * BEAT_S)
-        with suppress(RuntimeError):  # the rank with the store was faster
-            self._store.set(str(self._world.rank), f"0 0 {_LEFT}")
+        self._ask_store(lambda: self._store.set(str(self._world.rank), f"0 0 {_LEFT}"))
+
+    def _ask_store(self, ask: Callable[[], None]) -> None:
+        """From the main thread, which must end also where the store is gone."""
+
+        def attempt() -> None:
+            with suppress(RuntimeError):  # the rank with the store was faster
+                ask()
+
+        asking = threading.Thread(target=attempt, name="watchdog", daemon=True)
+        asking.start()
+        asking.join(UNANSWERED_BEATS * BEAT_S)
 
     def _watch(self) -> None:
         beat = 0
@@ -109,7 +129,7 @@ class Watchdog:
                     self._end(verdict)
             except RuntimeError:  # of the store
                 if not self._ended.wait(3 * BEAT_S):
-                    verdict = f"{_STORE}, is gone"
+                    verdict = f"{self._keeper()} is gone: the connection is closed"
                     self._say(verdict)
                     self._end(verdict)
             self._unanswered_beats = 0
@@ -118,10 +138,13 @@ class Watchdog:
         """The store has no time limit of its own for one who stops without closing its connections."""
         while not self._ended.wait(BEAT_S):
             self._unanswered_beats += 1
-            if self._unanswered_beats >= STORE_SILENT_BEATS:
-                verdict = f"{_STORE}, does not answer for {STORE_SILENT_BEATS * BEAT_S:g} s"
+            if self._unanswered_beats > UNANSWERED_BEATS:
+                verdict = f"{self._keeper()} is gone, or cut off: no answer for {UNANSWERED_BEATS * BEAT_S:g} s"
                 self._say(verdict)
                 self._end(verdict)
+
+    def _keeper(self) -> str:
+        return f"rank 0 on {self._hosts[0]}, or the launcher there, which keeps the ranks' common store,"
 
     def _show(self, beat: int) -> None:
         phases = self._world.phases
@@ -139,16 +162,23 @@ class Watchdog:
         self._signs = signs
         there = [rank for rank, sign in enumerate(signs) if sign.phase != _LEFT]
         if killed := [rank for rank in dead if rank in there]:
-            return f"{_named(killed)} gone: the process has ended ({self._places(killed)})"
+            return f"{self._named(killed)} {_are(killed)} gone: the process has ended ({self._places(killed)})"
         if silent := [rank for rank in there if self._silent_beats[rank] >= SILENT_BEATS]:
-            return f"{_named(silent)} gone: no sign of life for {SILENT_BEATS * BEAT_S:g} s ({self._places(silent)})"
+            who, silence = self._named(silent), f"no sign of life for {SILENT_BEATS * BEAT_S:g} s"
+            return f"{who} {_are(silent)} gone: {silence} ({self._places(silent)})"
         if self._still_beats * BEAT_S >= self._hang_s:
             behind = min((signs[rank].entered for rank in there), default=0)
             hanging = [rank for rank in there if signs[rank].entered == behind]
             if len(hanging) == len(there) > 1:
                 return f"no rank has moved for {self._hang_s:g} s ({self._places(hanging)})"
-            return f"{_named(hanging)} hanging: not moved for {self._hang_s:g} s ({self._places(hanging)})"
+            who, rest = self._named(hanging), f"not moved for {self._hang_s:g} s"
+            return f"{who} {_are(hanging)} hanging: {rest} ({self._places(hanging)})"
         return None
+
+    def _named(self, ranks: list[int]) -> str:
+        """`rank 1 on host-b`."""
+        hosts = list(dict.fromkeys(self._hosts[rank] for rank in ranks))
+        return f"rank{'s' if len(ranks) > 1 else ''} {_some(ranks)} on {_some(hosts)}"
 
     def _places(self, ranks: list[int]) -> str:
         return ", ".join(dict.fromkeys(f"in {self._signs[rank].phase}" for rank in ranks))
@@ -163,35 +193,39 @@ class Watchdog:
                 self._store.set("verdict", verdict)
 
     def _say(self, verdict: str) -> None:
-        if not self._is_judge:
+        if not (self._is_judge or os.environ.get("LOCAL_RANK") == "0"):  # one a host is enough
             return
-        print(
-            f"attvae (rank {self._world.rank}): {verdict}; stacks are in {self._stacks}; ending all ranks: "
-            "run the same command again to go on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # nobody reads it any more
+            print(
+                f"attvae (rank {self._world.rank}): {verdict}; stacks are in {self._stacks}; ending all ranks: "
+                "run the same command again to go on from the newest checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _end(self, verdict: str) -> None:
         if self._ended.is_set():  # it ended as it should, meanwhile
             return
-        writer = threading.Thread(target=self._write_stacks, args=(verdict,), daemon=True)
+        writer = threading.Thread(target=self._write_stacks, args=(verdict,), name="watchdog", daemon=True)
         writer.start()
         writer.join(STACKS_S)
         os._exit(1)
 
     def _write_stacks(self, verdict: str) -> None:
-        self._stacks.mkdir(exist_ok=True)
-        with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
-            file.write(f"{verdict}\n\n")
-            file.flush()
-            faulthandler.dump_traceback(file)
+        with suppress(OSError):
+            self._stacks.mkdir(exist_ok=True)
+            with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
+                file.write(f"{verdict}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
 
 
-def _named(ranks: list[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]} is"
-    return f"ranks {', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''} are"
+def _are(ranks: list[int]) -> str:
+    return "are" if len(ranks) > 1 else "is"
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def _pid_space() -> str:

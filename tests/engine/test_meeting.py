@@ -1,0 +1,59 @@
+"""How ranks meet at MASTER_ADDR:MASTER_PORT, and do not where somebody else is."""
+
+import socket
+import threading
+import time
+
+import pytest
+import torch
+from spawn import free_port, run_on_ranks
+
+from attvae.engine import rendezvous
+from attvae.engine.rendezvous import join, leave
+from attvae.engine.stop import StopRequest, StopRequestedError
+
+
+def as_rank_1(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_program_that_is_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        as_rank_1(monkeypatch, port)
+        with pytest.raises(
+            ConnectionError, match=f"rank 1 on .* finds another program, .* at 127.0.0.1:{port}, .*port"
+        ):
+            join()
+
+
+def test_asked_to_stop_before_all_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank_1(monkeypatch, free_port())
+    stop = StopRequest()
+    threading.Timer(0.5, stop.request, ["SIGTERM"]).start()
+    since = time.monotonic()
+    with pytest.raises(StopRequestedError, match="SIGTERM"):
+        join(stop, patience_s=5)
+    assert time.monotonic() - since < 4
+
+
+def another_run_on_the_same_port() -> tuple[str, float]:
+    """While this run goes on, a rank 1 of another one comes."""
+    world = join()
+    said = ""
+    if world.rank == 1:
+        try:
+            join()
+        except ConnectionError as error:
+            said = str(error)
+    total = float(world.sum(torch.tensor(1.0)))
+    leave()
+    return said, total
+
+
+def test_ranks_of_another_run() -> None:
+    (_, total), (said, total_1) = run_on_ranks(another_run_on_the_same_port, 2)
+    assert "finds another program, or another run, at 127.0.0.1:" in said
+    assert total == total_1 == 2, "the run that was there first goes on"
