@@ -199,11 +199,13 @@ def test_a_job_that_is_preempted_signalled_and_cancelled_ends_as_an_undisturbed_
 
 
 @pytest.mark.slurm
-def test_bad_input_is_said_once_and_not_requeued(cluster: SlurmCluster, digits: Path, tmp_path: Path) -> None:
+def test_each_node_says_bad_input_once_and_the_job_is_not_requeued(
+    cluster: SlurmCluster, digits: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     job = submit(cluster, digits, out, "train.global_batch=99")
     wait_for_state(cluster, job, "FAILED", out)
     assert (cluster.job(job)["ExitCode"], cluster.job(job)["Restarts"]) == ("2:0", "0")
     output = log_of(out).read_text()
-    assert output.count("train.global_batch") == 1, output
+    assert output.count("train.global_batch") == 2, output
     assert "Traceback" not in output

@@ -13,6 +13,9 @@ class BatchPlan(NamedTuple):
 def divide(global_batch: int, ranks: int, micro_batch: int | None) -> BatchPlan:
     """Derives the micro-batch and the accumulation count.
 
+    Args:
+        micro_batch: images that fit into a rank's memory at once; where a rank has fewer, it takes them all.
+
     Raises:
         ValueError: the ranks, or the ranks times the micro-batch, do not divide the global batch.
     """
@@ -22,7 +25,7 @@ def divide(global_batch: int, ranks: int, micro_batch: int | None) -> BatchPlan:
             f"use a multiple of {ranks}, such as {_nearest_multiple(global_batch, ranks)}"
         )
     per_rank = global_batch // ranks
-    if micro_batch is None:
+    if micro_batch is None or per_rank < micro_batch:
         return BatchPlan(per_rank, 1)
     if per_rank % micro_batch:
         raise ValueError(

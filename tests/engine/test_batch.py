@@ -26,7 +26,7 @@ def test_any_plan_covers_the_global_batch_and_any_refusal_is_due(
         assert global_batch % (ranks * (micro_batch or 1)) != 0
     else:
         assert plan.micro_batch * plan.accumulation * ranks == global_batch
-        assert micro_batch in (None, plan.micro_batch)
+        assert plan.micro_batch == min(micro_batch or global_batch, global_batch // ranks)
 
 
 @given(global_batch=st.integers(1, 10_000), ranks=count)

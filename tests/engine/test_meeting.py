@@ -1,7 +1,9 @@
 """How ranks meet at MASTER_ADDR:MASTER_PORT, and do not where somebody else is."""
 
+import os
 import socket
-import threading
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from spawn import free_port, run_on_ranks
 
 from attvae.engine import rendezvous
 from attvae.engine.rendezvous import join, leave
-from attvae.engine.stop import StopRequest, StopRequestedError
+from attvae.engine.stop import STOPPED
 
 
 def as_rank_1(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
@@ -29,14 +31,31 @@ def test_a_program_that_is_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
             join()
 
 
-def test_asked_to_stop_before_all_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    as_rank_1(monkeypatch, free_port())
-    stop = StopRequest()
-    threading.Timer(0.5, stop.request, ["SIGTERM"]).start()
-    since = time.monotonic()
-    with pytest.raises(StopRequestedError, match="SIGTERM"):
-        join(stop, patience_s=5)
-    assert time.monotonic() - since < 4
+WAITER = """
+from attvae.engine.rendezvous import join
+from attvae.engine.stop import StopRequest
+stop = StopRequest()
+listening = stop.listening()
+listening.__enter__()
+print("waits", flush=True)
+join(stop)
+"""
+
+
+def test_asked_to_stop_before_all_have_met() -> None:
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITER], stdout=subprocess.PIPE, text=True, env={**os.environ, **ranks}
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(4) == STOPPED
+    finally:
+        process.kill()
+        process.wait()
 
 
 def another_run_on_the_same_port() -> tuple[str, float]:
