@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import arguments, command, result, run, start_ranks, wait_for
+from launched import REPOSITORY, arguments, command, result, run, start_ranks, wait_for
 from two_hosts import Host, two_hosts
 
+import attvae
 from attvae.engine.watchdog import BEAT_S, SILENT_BEATS, UNANSWERED_BEATS
 from attvae.tracking.jsonl import read
 
@@ -63,8 +64,16 @@ def pdsh(a: Host, b: Host, program: list[str], folder: Path) -> list[subprocess.
 
 
 def no_ssh(a: Host, b: Host, program: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    options = [*hostfile(folder, f"{a.name} slots=1", f"{b.name} slots=1"), "--no_ssh", "--master_addr", a.name]
-    return [host.start([DEEPSPEED, *options, "--node_rank", str(n), *program]) for n, host in enumerate((a, b))]
+    return no_ssh_each([a, b], [program, program], folder)
+
+
+def no_ssh_each(hosts: list[Host], programs: list[list[str]], folder: Path) -> list[subprocess.Popen[str]]:
+    master = ["--no_ssh", "--master_addr", hosts[0].name]
+    options = [*hostfile(folder, *(f"{host.name} slots=1" for host in hosts)), *master]
+    return [
+        host.start([DEEPSPEED, *options, "--node_rank", str(n), *program])
+        for n, (host, program) in enumerate(zip(hosts, programs, strict=True))
+    ]
 
 
 def torchrun(a: Host, b: Host, program: list[str], folder: Path) -> list[subprocess.Popen[str]]:
@@ -187,11 +196,13 @@ def assert_close(found: Result, expected: Result) -> None:
 
 def test_bad_hostfiles(hosts: tuple[Host, Host], digits: Path, tmp_path: Path) -> None:
     a, _ = hosts
-    for lines, message in [
-        (["host-a slots=1", "host-b slots=1", "host-a slots=1"], "Hostfile contains multiple entries for host-a"),
-        (["host-a slots=1", "host-b"], "Hostfile contains a bad entry: host-b"),
+    for lines, options, message in [
+        (["host-a slots=1", "host-b slots=1", "host-a slots=1"], [], "Hostfile contains multiple entries for host-a"),
+        (["host-a slots=1", "host-b"], [], "Hostfile contains a bad entry: host-b"),
+        (["host-a slots=1", "host-b slots=1"], ["--include", "host-b:0,1"], "No slot '1' specified on host 'host-b'"),
     ]:
-        launcher = a.start([DEEPSPEED, *hostfile(tmp_path, *lines), *train(digits, tmp_path / "run")])
+        program = [*options, *train(digits, tmp_path / "run")]
+        launcher = a.start([DEEPSPEED, *hostfile(tmp_path, *lines), *program])
         assert message in failed([launcher], hosts)
     assert not (tmp_path / "run").exists()
 
@@ -219,6 +230,21 @@ def test_master_port_of_another_program(hosts: tuple[Host, Host], digits: Path, 
         assert f"{rank} finds another program, or another run, at host-a:29500" in output
         assert "--master_port" in output
         assert "Traceback" not in output
+
+
+def test_hosts_that_do_not_run_the_same(hosts: tuple[Host, Host], digits: Path, tmp_path: Path) -> None:
+    """One has other sources, and was given another command."""
+    other = tmp_path / "__init__.py"
+    other.write_text((REPOSITORY / "attvae" / "__init__.py").read_text().replace(attvae.__version__, "0.0.1"))
+    hosts[1].run("mount", "--bind", str(other), str(REPOSITORY / "attvae" / "__init__.py"))
+    programs = [train(digits, tmp_path / "run", lr) for lr in ("train.lr=0.01", "train.lr=0.02")]
+    output = failed(no_ssh_each([*hosts], programs, tmp_path), hosts)
+    [said] = [line for line in output.splitlines() if "the ranks do not run the same" in line]
+    assert "rank 1 on host-b has attvae 0.0.1 with sources " in said
+    assert f", on rank 0 (host-a) {attvae.__version__} with sources " in said
+    assert "train.lr 0.02, on rank 0 (host-a) 0.01" in said
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_folder_that_is_not_shared(hosts: tuple[Host, Host], digits: Path, tmp_path: Path) -> None:
