@@ -8,7 +8,7 @@ import difflib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -20,6 +20,8 @@ from attvae.model.config import ModelConfig
 from attvae.optim.config import OptimConfig
 from attvae.spec import Config
 from attvae.tracking.config import TrackingConfig
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class PublishedSchedule(Config):
@@ -127,13 +129,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ValueError: names the key, what was found, and what to do; for an unknown key its nearest neighbour.
     """
-    tree = _read_composed(_located(path), ())
+    tree = _read_composed(located(path), ())
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
+    return validated(RunConfig, tree, path)
+
+
+def validated(root: type[T], tree: Mapping[str, Any], path: Path) -> T:
+    """The tree that was read from `path` as a typed one.
+
+    Raises:
+        ValueError: as `load`.
+    """
     try:
-        return RunConfig.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {explain(problem, root)}" for problem in error.errors())
         raise ValueError(f"{path}: the configuration is not valid\n{problems}") from None
 
 
@@ -158,15 +169,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _located(path: Path) -> Path:
+def located(path: Path) -> Path:
     """The file itself; where there is none, the shipped one of that name: `configs/` comes with the package."""
     shipped = Path(__file__).parent.parent / path
     return shipped if not path.exists() and path.parts[:1] == ("configs",) and shipped.is_file() else path
 
 
-def _read_composed(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ValueError(f"{path}: base files include each other in a circle")
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What one YAML file says.
+
+    Raises:
+        ValueError: it cannot be read, or is no mapping.
+    """
     try:
         own = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -176,6 +190,13 @@ def _read_composed(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     own = {} if own is None else own
     if not isinstance(own, dict):
         raise ValueError(f"{path}: a configuration is a mapping of keys to values, found {type(own).__name__}")
+    return own
+
+
+def _read_composed(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ValueError(f"{path}: base files include each other in a circle")
+    own = read_mapping(path)
     bases = own.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
@@ -196,7 +217,12 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets what `dotted.key=value` says; the value is YAML.
+
+    Raises:
+        ValueError: the override is not of that form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"{override!r} is not of the form key=value, such as train.lr=3e-4")
@@ -215,14 +241,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"{override!r}: the value is not valid YAML: {error}") from error
 
 
-def _explain(problem: Any) -> str:
-    location = _without_tags([str(part) for part in problem["loc"]])
+def explain(problem: Any, root: type[BaseModel]) -> str:
+    """One of pydantic's errors about a tree of type `root`, as a user says it."""
+    location = _without_tags([str(part) for part in problem["loc"]], root)
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         message = f"unknown key {key}"
-        siblings = _keys_at(RunConfig, location[:-1])
+        siblings = _keys_at(root, location[:-1])
         near = [".".join([*location[:-1], name]) for name in difflib.get_close_matches(location[-1], siblings, 1, 0.4)]
-        elsewhere = [k for k in _all_keys(RunConfig) if k.split(".")[-1] == location[-1]]
+        elsewhere = [k for k in _all_keys(root) if k.split(".")[-1] == location[-1]]
         if key in elsewhere:
             return f"{message}: it does not go with the kind that {'.'.join(location[:-1])} has"
         if suggestions := list(dict.fromkeys(elsewhere[:1] + near)):
@@ -236,11 +263,11 @@ def _explain(problem: Any) -> str:
     return f"{key}={problem['input']!r}: {message}"
 
 
-def _without_tags(location: list[str]) -> list[str]:
+def _without_tags(location: list[str], root: type[BaseModel]) -> list[str]:
     """pydantic puts the tag of a union's member between the keys; a user writes none."""
     keys: list[str] = []
     for i, part in enumerate(location):
-        if i == len(location) - 1 or part in _keys_at(RunConfig, keys):
+        if i == len(location) - 1 or part in _keys_at(root, keys):
             keys.append(part)
     return keys
 

@@ -244,6 +244,7 @@ def _trackers(
             "host": about["host"],
             **{f"git.{key}": value for key, value in about["git"].items()},
             **{f"version.{name}": version for name, version in about["packages"].items()},
+            **cfg.tracking.tags,
         }
         trackers.append(
             MlflowTracker(cfg.tracking, folder.path, journal, config.flatten(cfg.model_dump(mode="json")), tags)

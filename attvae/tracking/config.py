@@ -21,6 +21,8 @@ class TrackingConfig(Config):
     artifacts: str = "runs/mlartifacts"
     experiment: str = "attvae"
     run_name: str | None = None
+    tags: dict[str, str] = {}
+    """Set on the run beside its own."""
 
     def with_environment(self) -> Self:
         """MLflow's own variables win: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
