@@ -46,7 +46,7 @@ demo: $(READY)
 		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml
 
 # Everything, also what takes too long for CI.
-check-all: check test test-slow test-ray demo
+check-all: check test test-slow test-ray test-multinode test-slurm demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml
 	$(BIN)/python benchmarks/soak.py

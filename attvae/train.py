@@ -2,19 +2,20 @@
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 import attvae
 from attvae import checkpoint, config, seeding
-from attvae.agreement import check_same_everywhere, check_shared
+from attvae.agreement import check_same_everywhere, check_shared, facts
 from attvae.build_engine import build_engine
 from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
 from attvae.data.loader import open_manifest
 from attvae.data.manifest import SPLITS, Manifest
 from attvae.engine.batch import BatchPlan, divide
+from attvae.engine.config import EngineConfig
 from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.engine.environment_defaults import set_environment_defaults
 from attvae.engine.launcher import follow_launcher
@@ -38,7 +39,7 @@ CHECKPOINT_BYTES = 16
 
 
 class Plan(NamedTuple):
-    """A run that has passed every check that needs no process group."""
+    """A run that has passed every check of a rank by itself."""
 
     cfg: RunConfig
     manifest: Manifest | None
@@ -49,15 +50,18 @@ class Plan(NamedTuple):
     """Parameters as the paper's authors count them."""
 
 
-def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
-    """Checks what can be checked before a process group exists.
+def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True, device: Literal["cuda", "cpu"] | None = None) -> Plan:
+    """Checks what a rank can check by itself.
+
+    Args:
+        device: of the run, where that is not planned for this machine.
 
     Raises:
         ValueError: the data are missing or others than stated, the model does not fit them, the ranks do not divide
             the batch, or the precision is not for this device.
     """
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
-    if kind_of_device(cfg.engine.device) == "cpu":
+    if (device or kind_of_device(cfg.engine.device)) == "cpu":
         why = "there is none" if cfg.engine.device == "auto" else "engine.device=cpu"
         if cfg.engine.precision == "fp16":
             raise ValueError(f"engine.precision=fp16 needs a GPU and {why}: use autocast, bf16 or fp32")
@@ -76,8 +80,11 @@ def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
     return Plan(cfg, manifest, batch, sum(p.numel() for p in model.parameters()), count_parameters(model))
 
 
-def train(planned: Plan, out: Path) -> None:
-    """Trains, evaluates, and leaves the run folder `out`. Collective.
+def train(cfg: RunConfig | ValueError, out: Path) -> None:
+    """Trains, evaluates, and leaves the run folder `out`; nothing where that holds the finished run. Collective.
+
+    Args:
+        cfg: or why it cannot be read: this rank takes part all the same, so that the others need not wait for it.
 
     Raises:
         ValueError: bad input; the message names the thing and the remedy.
@@ -90,12 +97,13 @@ def train(planned: Plan, out: Path) -> None:
     stop = StopRequest()
     with stop.listening():
         follow_launcher(lambda: stop.request(LAUNCHER_GONE))
-        hang_s = planned.cfg.engine.hang_s + planned.cfg.data.retry_s  # a rank may wait for its shard
+        engine, retry_s = (EngineConfig(), 0.0) if isinstance(cfg, ValueError) else (cfg.engine, cfg.data.retry_s)
+        hang_s = engine.hang_s + retry_s  # a rank may wait for its shard
         set_environment_defaults(out)
-        world = join(stop, hang_s + 60, planned.cfg.engine.device)
+        world = join(stop, hang_s + 60, engine.device)
         watchdog = Watchdog(world, hang_s, out / "stacks")
         try:
-            _train(planned, RunFolder(out), world, watchdog)
+            _train(cfg, RunFolder(out), world, watchdog)
             world.barrier()
         except Exception as error:
             if is_known_to_all(error) or world.size == 1:
@@ -108,10 +116,19 @@ def train(planned: Plan, out: Path) -> None:
         leave()
 
 
-def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -> None:
-    cfg, manifest, batch, parameters, _ = planned
+def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watchdog: Watchdog) -> None:
+    def readable() -> RunConfig:
+        if isinstance(given, ValueError):
+            raise given
+        return given
+
+    cfg = world.all_or_none(readable)
+    check_same_everywhere(world, facts(cfg, None))
+    if world.from_first(lambda: folder.is_finished(cfg)):
+        return
+    _, manifest, batch, parameters, _ = world.all_or_none(lambda: plan(cfg, world.size))
     assert manifest is not None, "only a dry run does without data"
-    check_same_everywhere(world, cfg, manifest.fingerprint)
+    check_same_everywhere(world, facts(None, manifest.fingerprint))
 
     def claim() -> Path | None:
         for split in SPLITS:

@@ -140,9 +140,11 @@ def test_an_unknown_key(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_the_first_rank_speaks_for_all(tmp_path: Path) -> None:
-    result = run([*COMMAND, "train", str(TINY), "train.lrr=1"], tmp_path, RANK="1", WORLD_SIZE="2")
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", "")
+def test_ranks_without_a_launcher(tmp_path: Path, digits: Path) -> None:
+    command = [*COMMAND, "train", str(TINY), f"data.path={digits}"]
+    result = run(command, tmp_path, RANK="0", WORLD_SIZE="2")
+    assert_bad_input(result, "WORLD_SIZE=2", "no MASTER_ADDR and no MASTER_PORT", "launcher")
+    assert contents(tmp_path) == {}
 
 
 def test_a_missing_configuration(tmp_path: Path) -> None:

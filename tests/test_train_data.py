@@ -162,8 +162,7 @@ def run_cases(folder: str, out: str) -> list[Ended]:
     for case in CASES:
         started, error = time.monotonic(), ""
         try:
-            planned = train_module.plan(configuration(Path(folder) / case.data, *case.more), 2)
-            train_module.train(planned, Path(out) / case.name)
+            train_module.train(configuration(Path(folder) / case.data, *case.more), Path(out) / case.name)
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
         ended.append(Ended(error, time.monotonic() - started))
@@ -256,7 +255,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_sound_images(two_ranks: TwoRa
 def test_two_ranks_learn_what_one_process_learns(two_ranks: TwoRanks, data: Path, tmp_path: Path) -> None:
     """Over unequal numbers of sound images; and evaluate an odd number of images each once."""
     cfg = configuration(data / "damaged-raw", "engine.name=plain", *LEARN)
-    train_module.train(train_module.plan(cfg, 1), tmp_path / "one")
+    train_module.train(cfg, tmp_path / "one")
     (one, steps), (two, steps_of_two) = result(tmp_path / "one"), result(two_ranks.out / "learn")
     assert [rank.error for rank in two_ranks.ended["learn"]] == ["", ""]
     assert [step["data/skipped"] for step in steps] == [step["data/skipped"] for step in steps_of_two]
