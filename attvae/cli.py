@@ -175,6 +175,27 @@ def evaluate(
         show_figures(str(trained), figures)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or MLflow run ids.")],
+    out: Annotated[Path | None, typer.Option(help="Write a page too, such as compare.html.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow's store, for run ids; by default MLFLOW_TRACKING_URI, or the runs' own.")
+    ] = None,
+) -> None:
+    """Runs side by side: what differs, figures at equal samples seen and at equal time; curves and pictures."""
+    from attvae.compare.page import write_page
+    from attvae.compare.runs import read_runs
+    from attvae.compare.terminal import show_comparison
+
+    with _bad_input(found_by_all=True):
+        found = read_runs(runs, tracking_uri)
+        show_comparison(found)
+        if out:
+            write_page(found, out)
+            print(f"page: {out}")
+
+
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of attvae: JSON on stdout.")
 app.add_typer(bench, name="bench")
 
@@ -225,6 +246,26 @@ def bench_scaling(
         cfg = load(config_file, [f"engine.name={engine}", f"engine.stage={stage}"])
         found = measure_scaling(cfg, batch, steps, repeats)
     print(json.dumps({"config": str(config_file), **found}, indent=1))
+
+
+@app.command()
+def sync(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+) -> None:
+    """Send to MLflow what run folders hold and it lacks: after an outage, or from a machine with a network."""
+    from attvae.sync import check_run_id
+    from attvae.sync import sync as send
+
+    with _bad_input(found_by_all=True):
+        check_run_id(runs)
+    codes = [0]
+    for run in runs:
+        try:
+            print(send(run), flush=True)
+        except (ValueError, OSError) as error:
+            print(f"attvae: {error}", file=sys.stderr, flush=True)
+            codes.append(2 if isinstance(error, ValueError) else 1)
+    raise typer.Exit(max(codes))
 
 
 @app.command("find-batch")

@@ -10,17 +10,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from attvae.config import RunConfig, differences, load
+from attvae.tracking.protocol import Status
+from attvae.tracking.secrets import without_secrets
 
 LOCK_WAIT_S = 20.0
 """How long a predecessor whose launcher or whose other ranks were killed may take to notice."""
 
 STOP_WAIT_S = 900.0
 """How long a predecessor that was asked to stop may take to save."""
+
+DIFF_LENGTH = 1_000_000
+"""Characters of git.diff that are kept."""
 
 _STOPPING = "stopping"
 
@@ -36,7 +42,9 @@ class RunFolder:
         self.images = path / "images"
         self.journal = path / "metrics.jsonl"
         self.mlflow = path / "mlflow.json"
+        self.model = path / "model"
         self.summary = path / "summary.json"
+        self.status = path / "status.json"
         self._lock: IO[str] | None = None
 
     def is_finished(self, cfg: RunConfig) -> bool:
@@ -47,7 +55,26 @@ class RunFolder:
         return json.loads(self.summary.read_text())
 
     def mlflow_run_id(self) -> str | None:
-        return json.loads(self.mlflow.read_text())["run_id"] if self.mlflow.is_file() else None
+        return json.loads(self.mlflow.read_text()).get("run_id") if self.mlflow.is_file() else None
+
+    def go_on_in_mlflow(self, run_id: str) -> None:
+        """Names the MLflow run of this run, where the folder does not."""
+        if self.mlflow_run_id() is None:
+            write_json(self.mlflow, {"run_id": run_id})
+
+    def record_status(self, status: Literal["RUNNING"] | Status, reason: str = "") -> None:
+        write_json(self.status, {"status": status, "reason": without_secrets(reason), "time": time.time()})
+
+    def is_in_use(self) -> bool:
+        """Whether a process owns the folder; not to be asked by that process, whose lock would end."""
+        try:
+            with (self.path / "lock").open() as lock:
+                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except (BlockingIOError, PermissionError):
+            return True
+        return False
 
     def claim(self, room: int = 0) -> None:
         """Creates the folder if need be and becomes its owner for as long as this process lives.
@@ -107,12 +134,21 @@ class RunFolder:
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}{what}")
         self._lock.flush()
 
-    def describe(self, config_yaml: str) -> None:
-        """Writes what the run is: configuration, command, environment."""
+    def describe(self, config_yaml: str, about: Mapping[str, Any]) -> None:
+        """Writes what the run is: configuration, command, environment, and how the code differs from its commit.
+
+        Args:
+            about: what environment.json says beside versions, machine and git state.
+        """
         write_text(self.config, config_yaml)
         with (self.path / "command.txt").open("a") as commands:
-            commands.write(shlex.join(sys.argv) + "\n")
-        write_json(self.path / "environment.json", environment())
+            commands.write(without_secrets(shlex.join(sys.argv)) + "\n")
+        text = json.dumps({**environment(), **about}, indent=1)
+        write_text(self.path / "environment.json", without_secrets(text) + "\n")
+        if difference := git_diff():
+            write_text(self.path / "git.diff", difference)
+        else:
+            (self.path / "git.diff").unlink(missing_ok=True)
 
 
 def environment() -> dict[str, Any]:
@@ -136,16 +172,30 @@ def environment() -> dict[str, Any]:
 
 def git_state() -> dict[str, Any]:
     """Commit and dirtiness of the checkout that the running code comes from; empty without one."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": bool(_git("status", "--porcelain").strip())}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def git_diff() -> str:
+    """What that checkout has beyond its commit, secrets struck out, DIFF_LENGTH at most; files new to git left out."""
+    try:
+        found = without_secrets(_git("diff", "--no-ext-diff", "--no-color", "HEAD"))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found if len(found) <= DIFF_LENGTH else f"{found[:DIFF_LENGTH]}\n... {len(found):,} characters in all\n"
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *args],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=10,
+    ).stdout
 
 
 def write_text(path: Path, text: str) -> None:

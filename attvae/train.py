@@ -1,13 +1,14 @@
 """One run, top to bottom. The same command starts it, resumes it, or says that it is done."""
 
+import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-import attvae
-from attvae import checkpoint, config, seeding
+from attvae import checkpoint, config, export, seeding
 from attvae.agreement import check_same_everywhere, check_shared, facts
 from attvae.build_engine import build_engine
 from attvae.checkpoint import Checkpoint
@@ -26,13 +27,13 @@ from attvae.evaluate import final_figures
 from attvae.loop import Loop, newest_checkpoint
 from attvae.model.official import count_parameters
 from attvae.model.vae import DeepVAE
-from attvae.run_folder import RunFolder, environment, write_json
+from attvae.run_folder import RunFolder, write_json
 from attvae.seeding import Purpose
 from attvae.tracking.console import Console
 from attvae.tracking.fan_out import FanOut
 from attvae.tracking.jsonl import Journal
-from attvae.tracking.mlflow_tracker import MlflowTracker
-from attvae.tracking.protocol import Tracker
+from attvae.tracking.protocol import Status, Tracker
+from attvae.tracking.shipper import Shipper
 
 CHECKPOINT_BYTES = 16
 """Of a parameter in a checkpoint: its value, two moments and its average, in fp32."""
@@ -126,7 +127,8 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
     check_same_everywhere(world, facts(cfg, None))
     if world.from_first(lambda: folder.is_finished(cfg)):
         return
-    _, manifest, batch, parameters, _ = world.all_or_none(lambda: plan(cfg, world.size))
+    planned = world.all_or_none(lambda: plan(cfg, world.size))
+    _, manifest, batch, parameters, _ = planned
     assert manifest is not None, "only a dry run does without data"
     check_same_everywhere(world, facts(None, manifest.fingerprint))
 
@@ -150,6 +152,7 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
     resumed = None if start_folder == cfg.init_from else start
     if start is not None:  # a resumed run gets its parameters with all the rest, from the engine
         world.all_or_none(lambda: start.check_fits(model) if resumed else start.load_into(model, weights="ema"))
+    shipper = _describe(planned, folder, world, resumed)
     loop = Loop(
         cfg,
         folder,
@@ -159,9 +162,20 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
         build_engine(cfg, model, world, batch, resumed),
         model.latent_shapes,
         averaged,
-        lambda start: _trackers(cfg, folder, world, manifest, batch, parameters, start),
+        lambda start: _trackers(cfg, folder, world, start, shipper),
         resumed,
     )
+
+    def end(status: Status, reason: str = "") -> None:
+        loop.trackers.close(status, reason)
+        if world.rank == 0:
+            try:
+                folder.record_status(status, reason)
+            except OSError as error:  # a full disk, which may be what this is about
+                print(f"attvae: {folder.status} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+        if shipper:
+            shipper.finish(status, reason)
+
     try:
         loop.run()
         world.phases.enter("final figures")
@@ -170,9 +184,9 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
         if world.rank == 0:
             figures = {f"test/{name}": summary["test"][name] for name in ("nelbo_nats", "nll_nats", "bits_per_dim")}
             loop.trackers.metrics(loop.samples_seen, figures)
-            loop.trackers.artifact(folder.config)
+            shutil.rmtree(folder.model, ignore_errors=True)  # of a run whose summary was removed
+            export.write(folder.model, averaged)
             write_json(folder.summary, summary)
-            loop.trackers.artifact(folder.summary)
     except StopRequestedError as request:
         if world.rank == 0:
             folder.stopping()
@@ -183,15 +197,15 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
             outcome = f"{request}: {'saved' if saved else 'not saved'}, the same command goes on"
             world.stop.saved()
         finally:
-            loop.trackers.close("KILLED", outcome)
+            end("KILLED", outcome)
         world.barrier()  # the first rank to exit makes launchers end the others
         raise
     except Exception as error:
         if not is_known_to_all(error) and world.size > 1:
             watchdog.report(error)  # before the trackers, which may be slow
-        loop.trackers.close("FAILED", f"{type(error).__name__}: {error}")
+        end("FAILED", f"{type(error).__name__}: {error}")
         raise
-    loop.trackers.close("FINISHED")
+    end("FINISHED")
 
 
 def _where_to_start(cfg: RunConfig, folder: RunFolder, manifest: Manifest) -> Checkpoint | None:
@@ -227,20 +241,46 @@ def _check_same_data(start: Checkpoint, cfg: RunConfig, manifest: Manifest) -> N
         )
 
 
-def _trackers(
-    cfg: RunConfig,
-    folder: RunFolder,
-    world: World,
-    manifest: Manifest,
-    batch: BatchPlan,
-    parameters: int,
-    resumed: Checkpoint | None,
-) -> FanOut:
+def _describe(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoint | None) -> Shipper | None:
+    """Writes into the run folder what the run is; on rank 0, what sends it to MLflow if that is wanted. Collective."""
+    cfg, manifest, batch, parameters, _ = planned
+    assert manifest is not None
+    hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
     if world.rank != 0:
-        return FanOut([])
-    folder.describe(cfg.to_yaml())
+        return None
+    about = {
+        "hosts": hosts,
+        "ranks": world.size,
+        "engine": cfg.engine.name,
+        "zero_stage": cfg.engine.stage if cfg.engine.name == "zero" else None,
+        "parameters": parameters,
+        "dataset": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "fingerprint": manifest.fingerprint,
+            "path": str(cfg.data.path),
+            "samples": {split: manifest.samples(split) for split in SPLITS},
+            "spec": manifest.spec.model_dump(),
+        },
+        "resumed_from": str(resumed.folder) if resumed else None,
+    }
+    folder.describe(cfg.to_yaml(), about)
     if cfg.engine.name == "zero":
         write_json(folder.deepspeed, deepspeed_config(cfg.engine, batch, world.size, clip_norm=cfg.train.clip_norm))
+    if resumed and resumed.folder.parent == folder.checkpoints and (run_id := resumed.state.get("mlflow")):
+        folder.go_on_in_mlflow(run_id)
+    folder.record_status("RUNNING")
+    return (
+        Shipper(cfg.tracking, folder.path, config.flatten(cfg.model_dump(mode="json"))) if cfg.tracking.mlflow else None
+    )
+
+
+def _trackers(
+    cfg: RunConfig, folder: RunFolder, world: World, resumed: Checkpoint | None, shipper: Shipper | None
+) -> FanOut:
+    """Of a run that begins, or goes on from a checkpoint: also from one that it was rolled back to."""
+    if world.rank != 0:
+        return FanOut([])
     own = resumed is not None and resumed.folder.parent == folder.checkpoints
     samples_seen = resumed.samples_seen if resumed else 0
     journal = Journal(folder.journal, samples_seen if own else None)
@@ -248,21 +288,7 @@ def _trackers(
     if resumed:
         console.note(f"resumed from {resumed.folder} at {samples_seen:,} samples")
     trackers: list[Tracker] = [journal, console]
-    if cfg.tracking.mlflow:
-        about = environment()
-        tags = {
-            "attvae.version": attvae.__version__,
-            "ranks": world.size,
-            "engine": cfg.engine.name,
-            "zero_stage": cfg.engine.stage,
-            "parameters": parameters,
-            "dataset": f"{manifest.name} {manifest.version}",
-            "dataset_fingerprint": manifest.fingerprint,
-            "host": about["host"],
-            **{f"git.{key}": value for key, value in about["git"].items()},
-            **{f"version.{name}": version for name, version in about["packages"].items()},
-        }
-        trackers.append(
-            MlflowTracker(cfg.tracking, folder.path, journal, config.flatten(cfg.model_dump(mode="json")), tags)
-        )
+    if shipper:
+        shipper.follow()
+        trackers.append(shipper)
     return FanOut(trackers)

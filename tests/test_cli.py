@@ -170,7 +170,7 @@ def test_the_run_folder_of_another_configuration(tmp_path: Path, digits: Path) -
     folder.images.mkdir(parents=True)
     folder.checkpoints.mkdir()
     (folder.path / "lock").touch()
-    folder.describe(load(TINY).to_yaml())
+    folder.describe(load(TINY).to_yaml(), {})
     before = contents(tmp_path)
     result = run([*COMMAND, "train", str(TINY), f"data.path={digits}", "seed=1", "--out", str(folder.path)], tmp_path)
     assert_bad_input(result, f"{folder.path} holds a run of another configuration", "seed: 0 there, 1 here", "--out")

@@ -60,7 +60,10 @@ def test_a_configuration_and_data_that_one_host_alone_lacks(digits: Path, tmp_pa
     (tmp_path / "own.yaml").write_text(f"base: {REPOSITORY / TINY[0]}\n")
     for given, message in [
         (["own.yaml", f"data.path={digits}"], "attvae (rank 1): cannot read the configuration own.yaml"),
-        ([*(str(REPOSITORY / each) for each in TINY), "data.path=own"], "attvae (rank 1): data folder own does not exist"),
+        (
+            [*(str(REPOSITORY / each) for each in TINY), "data.path=own"],
+            "attvae (rank 1): data folder own does not",
+        ),
     ]:
         codes, said = ended(
             [["env", f"--chdir={cwd}", *train, *given, "--out", str(tmp_path / "run")] for cwd in (tmp_path, digits)]

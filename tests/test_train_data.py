@@ -117,7 +117,9 @@ def result(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     summary = json.loads((out / "summary.json").read_text())
     del summary["wall_s"]
     rows = [row for row in read(out / "metrics.jsonl") if "train/lr" in row]
-    return summary, [{k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")} for row in rows]
+    return summary, [
+        {k: v for k, v in row.items() if k != "time" and not k.startswith(("perf/", "system/"))} for row in rows
+    ]
 
 
 class Case(NamedTuple):
