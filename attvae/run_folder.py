@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -55,7 +56,10 @@ class RunFolder:
         return json.loads(self.summary.read_text())
 
     def mlflow_run_id(self) -> str | None:
-        return json.loads(self.mlflow.read_text()).get("run_id") if self.mlflow.is_file() else None
+        """None, too, where mlflow.json cannot be read, as after a power cut: checkpoints have the id as well."""
+        with suppress(OSError, ValueError, AttributeError):
+            return json.loads(self.mlflow.read_text()).get("run_id")
+        return None
 
     def go_on_in_mlflow(self, run_id: str) -> None:
         """Names the MLflow run of this run, where the folder does not."""
@@ -94,7 +98,8 @@ class RunFolder:
                     f"the disk of the run folder {self.path} has {free / 1e6:,.1f} MB free, but a checkpoint takes "
                     f"{room / 1e6:,.1f} MB: make room, or choose another folder with --out"
                 )
-            if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
+            found = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+            if found - {"stacks"} and "lock" not in found:  # a watchdog leaves stacks also before the folder is claimed
                 raise ValueError(f"{self.path} is not empty and no run folder: choose another folder with --out")
             self.images.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
@@ -181,10 +186,16 @@ def git_state() -> dict[str, Any]:
 def git_diff() -> str:
     """What that checkout has beyond its commit, secrets struck out, DIFF_LENGTH at most; files new to git left out."""
     try:
-        found = without_secrets(_git("diff", "--no-ext-diff", "--no-color", "HEAD"))
+        found = _git("diff", "--no-ext-diff", "--no-color", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found if len(found) <= DIFF_LENGTH else f"{found[:DIFF_LENGTH]}\n... {len(found):,} characters in all\n"
+    if len(found) <= DIFF_LENGTH:
+        return without_secrets(found)
+    margin = 10_000  # at the cut may be half a secret, which is not known as one
+    text = without_secrets(found[: DIFF_LENGTH + margin])
+    if len(found) > DIFF_LENGTH + margin:
+        text = text[:-margin]
+    return f"{text[:DIFF_LENGTH]}\n... {len(found):,} characters in all\n"
 
 
 def _git(*args: str) -> str:

@@ -12,7 +12,8 @@ from attvae.config import flatten
 from attvae.run_folder import RunFolder
 from attvae.tracking import recorded
 from attvae.tracking.config import TrackingConfig
-from attvae.tracking.mlflow_store import SentByAnotherError
+from attvae.tracking.jsonl import read
+from attvae.tracking.mlflow_store import SentByAnotherError, missing_sqlite_store
 from attvae.tracking.recorded import Ending
 from attvae.tracking.shipper import Sender, cause, remedy
 
@@ -33,7 +34,7 @@ def sync(run: Path) -> str:
     RUNNING.
 
     Raises:
-        ValueError: the folder is no run.
+        ValueError: the folder is no run, or damaged, or the SQLite store that holds the run is not here.
         ConnectionError: MLflow takes no data.
     """
     tree = _config_of(run)
@@ -41,8 +42,15 @@ def sync(run: Path) -> str:
         tracking = TrackingConfig.model_validate(tree.get("tracking", {}))
     except ValidationError as error:
         raise ValueError(f"{run / 'config.yaml'}: {error}") from error
+    folder = RunFolder(run)
+    _check(folder)
     sender = Sender(tracking, run, flatten(tree))
-    ending = _ending(RunFolder(run))
+    if (run_id := folder.mlflow_run_id()) and (store := missing_sqlite_store(sender.config.uri)):
+        raise ValueError(
+            f"{run}: MLflow has it as run {run_id}, but there is no store {store.resolve()}: sync it from the folder "
+            f"where it was started, set MLFLOW_TRACKING_URI to its store, or remove {folder.mlflow} for a new run there"
+        )
+    ending = _ending(folder)
     try:
         sender.send(ending)
         where = sender.where()
@@ -69,6 +77,19 @@ def _config_of(run: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{run} is no run folder: {file} holds no configuration")
     return tree
+
+
+def _check(folder: RunFolder) -> None:
+    """
+    Raises:
+        ValueError: what the folder says of its run is damaged.
+    """
+    read(folder.journal)
+    for file, look in ((folder.path / "environment.json", recorded.tags), (folder.status, recorded.ending)):
+        try:
+            look(folder.path)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged ({error}): mend or remove it") from error
 
 
 def _ending(folder: RunFolder) -> Ending | None:

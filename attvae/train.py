@@ -3,6 +3,7 @@
 import shutil
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from attvae.engine.config import EngineConfig
 from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.engine.environment_defaults import set_environment_defaults
 from attvae.engine.launcher import follow_launcher
-from attvae.engine.rendezvous import World, is_known_to_all, join, kind_of_device, leave
+from attvae.engine.rendezvous import World, connect, is_known_to_all, kind_of_device, leave, meet
 from attvae.engine.stop import LAUNCHER_GONE, StopRequest, StopRequestedError
 from attvae.engine.watchdog import Watchdog
 from attvae.evaluate import final_figures
@@ -101,9 +102,10 @@ def train(cfg: RunConfig | ValueError, out: Path) -> None:
         engine, retry_s = (EngineConfig(), 0.0) if isinstance(cfg, ValueError) else (cfg.engine, cfg.data.retry_s)
         hang_s = engine.hang_s + retry_s  # a rank may wait for its shard
         set_environment_defaults(out)
-        world = join(stop, hang_s + 60, engine.device)
+        world = meet(stop, hang_s + 60, engine.device)
         watchdog = Watchdog(world, hang_s, out / "stacks")
         try:
+            connect(world, hang_s + 60)
             _train(cfg, RunFolder(out), world, watchdog)
             world.barrier()
         except Exception as error:
@@ -153,21 +155,13 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
     if start is not None:  # a resumed run gets its parameters with all the rest, from the engine
         world.all_or_none(lambda: start.check_fits(model) if resumed else start.load_into(model, weights="ema"))
     shipper = _describe(planned, folder, world, resumed)
-    loop = Loop(
-        cfg,
-        folder,
-        world,
-        manifest,
-        batch,
-        build_engine(cfg, model, world, batch, resumed),
-        model.latent_shapes,
-        averaged,
-        lambda start: _trackers(cfg, folder, world, start, shipper),
-        resumed,
-    )
+    if world.rank == 0:
+        watchdog.record_verdict = partial(folder.record_status, "FAILED")
+    loop: Loop | None = None
 
     def end(status: Status, reason: str = "") -> None:
-        loop.trackers.close(status, reason)
+        if loop:
+            loop.trackers.close(status, reason)
         if world.rank == 0:
             try:
                 folder.record_status(status, reason)
@@ -177,6 +171,18 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
             shipper.finish(status, reason)
 
     try:
+        loop = Loop(
+            cfg,
+            folder,
+            world,
+            manifest,
+            batch,
+            build_engine(cfg, model, world, batch, resumed),
+            model.latent_shapes,
+            averaged,
+            lambda start: _trackers(cfg, folder, world, start, shipper),
+            resumed,
+        )
         loop.run()
         world.phases.enter("final figures")
         summary = final_figures(loop.evaluation)
@@ -193,7 +199,7 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
             print(f"attvae: {request}: saving, then ending", file=sys.stderr, flush=True)
         outcome = f"{request}: failed while saving"
         try:
-            saved = loop.save_before_stop()
+            saved = loop is None or loop.save_before_stop()
             outcome = f"{request}: {'saved' if saved else 'not saved'}, the same command goes on"
             world.stop.saved()
         finally:

@@ -1,7 +1,7 @@
 """What tracking costs the training when MLflow's server accepts and never answers.
 
 Interleaved pairs of short trainings, one with such a server and one without MLflow, in changing order.
-A training's figure is its images over its time, from its first update to its last; the result is the median over the
+A training's figure is its images over its time, from its first log line to its last; the result is the median over the
 pairs of their ratio.
 JSON on stdout.
 """
@@ -30,7 +30,7 @@ TO_REACH = 0.97
 
 
 def train(data: Path, out: Path, samples: int, tracking: str) -> float:
-    """Images per second, from the first update to the last."""
+    """Images per second from the first log line to the last, whatever the time was spent on."""
     rarely = (
         f"eval.every={samples}",
         f"checkpoint.every={samples}",
@@ -38,16 +38,17 @@ def train(data: Path, out: Path, samples: int, tracking: str) -> float:
         "train.log_every=2000",
     )
     command = [sys.executable, "launch/train.py", "configs/demo.yaml", f"data.path={data}", f"train.samples={samples}"]
+    sound = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     subprocess.run(
         [*command, *rarely, tracking, "--out", str(out)],
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env={**sound, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    rows = read(out / "metrics.jsonl")
-    return statistics.harmonic_mean([row["perf/images_per_s"] for row in rows if "perf/images_per_s" in row])
+    rows = [row for row in read(out / "metrics.jsonl") if "perf/images_per_s" in row]
+    return (rows[-1]["samples_seen"] - rows[0]["samples_seen"]) / (rows[-1]["time"] - rows[0]["time"])
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,48 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, store: Path, content: 
     assert "Traceback" not in said.output
     assert "4 figures" in said.stdout, "the other one is sent"
     assert not (folder / "mlflow.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.jsonl", "{broken\n"),
+        ("environment.json", ""),
+        ("environment.json", "[]"),
+        ("status.json", "{}"),
+    ],
+)
+def test_damage_in_the_folder_is_not_blamed_on_mlflow(tmp_path: Path, store: Path, file: str, content: str) -> None:
+    run = made_run(tmp_path / "run", store)
+    (run / file).write_text(content)
+    said = sync(run)
+    assert said.exit_code == 2
+    assert str(run / file) in said.stderr
+    assert "MLflow" not in said.stderr
+    assert not (run / "mlflow.json").exists()
+
+
+def test_no_second_store_is_made_for_a_run_that_has_one(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "elsewhere"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(store / "mlflow.db", "mlflow.db")
+    run = made_run(tmp_path / "run", store, uri="sqlite:///mlflow.db", artifacts="artifacts")
+    assert sync(run).exit_code == 0
+    noted = (run / "mlflow.json").read_text()
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = sync(run)
+    assert said.exit_code == 2
+    assert f"there is no store {tmp_path}/elsewhere/mlflow.db" in said.stderr
+    assert "MLFLOW_TRACKING_URI" in said.stderr
+    assert (run / "mlflow.json").read_text() == noted
+    assert list(Path().iterdir()) == []
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/here/mlflow.db")
+    assert ": 0 figures and 0 pictures sent" in sync(run).stdout
 
 
 def test_a_store_out_of_reach_is_exit_code_1(tmp_path: Path, store: Path) -> None:

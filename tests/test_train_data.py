@@ -158,7 +158,8 @@ def run_cases(folder: str, out: str) -> list[Ended]:
     """All in one process group: runs that fail must leave it in order."""
     manifest_module.HASHED_BYTES = 0  # as if the data were too large to hash them before the start
     world = rendezvous.join()
-    train_module.join = lambda *_: world
+    train_module.meet = lambda *_: world
+    train_module.connect = lambda *_: None
     train_module.leave = lambda: None
     ended = []
     for case in CASES:

@@ -199,11 +199,18 @@ def is_known_to_all(error: Exception) -> bool:
 
 
 def join(stop: StopRequest | None = None, patience_s: float = 600, device: Device = "auto") -> World:
-    """Joins the process group that the launcher's environment describes, or makes one of a single process.
+    """Meets the other ranks, and connects with them: what `meet` and `connect` do, and raise."""
+    world = meet(stop, patience_s, device)
+    connect(world, patience_s)
+    return world
+
+
+def meet(stop: StopRequest | None = None, patience_s: float = 600, device: Device = "auto") -> World:
+    """Finds the ranks that the launcher's environment describes, or makes a world of a single process.
 
     Args:
         stop: what the ranks will agree on beside their work.
-        patience_s: how long a rank waits for another in a collective, and here unless that is longer than MEET_S.
+        patience_s: how long a rank waits here for another, unless that is longer than MEET_S.
         device: `engine.device`.
 
     Raises:
@@ -213,11 +220,9 @@ def join(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
             says so.
     """
     rank, size = rank_from_environment()
-    stop = stop or StopRequest()
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    timeout = timedelta(seconds=patience_s)
     store: Store = HashStore()
     if size > 1:
         if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
@@ -225,13 +230,23 @@ def join(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
                 f"WORLD_SIZE={size} in the environment, but no {' and no '.join(missing)}, where the ranks could meet: "
                 "start them with a launcher (launch/README.md), or unset WORLD_SIZE"
             )
-        store, rank, size = _meet(rank, min(timeout, timedelta(seconds=MEET_S)))
-    here = _device_once_all_have_one(device, store, rank, size)
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    backend = "nccl" if here.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    return World(rank, size, here, store, stop)
+        store, rank, size = _meet(rank, timedelta(seconds=min(patience_s, MEET_S)))
+    return World(rank, size, _device_once_all_have_one(device, store, rank, size), store, stop or StopRequest())
+
+
+def connect(world: World, patience_s: float) -> None:
+    """Makes the process group: gloo connects the ranks here, NCCL in the first collective.
+
+    Args:
+        patience_s: how long a rank waits for another, here and in a collective.
+    """
+    backend = "gloo"
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+        backend = "nccl"
+    world.phases.entered += 1
+    timeout = timedelta(seconds=patience_s)
+    dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=world.size, timeout=timeout)
 
 
 def _meet(rank: int, timeout: timedelta) -> tuple[Store, int, int]:

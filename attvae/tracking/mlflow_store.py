@@ -1,6 +1,7 @@
 """A run in MLflow: found again or created, and filled. The one place that writes to MLflow's store."""
 
 import fcntl
+import getpass
 import json
 import logging
 import math
@@ -9,7 +10,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -35,6 +37,11 @@ _SMALL_PX = 256
 
 _KEY_TAG = "attvae.key"
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_UPLOAD_TIMEOUT_S = 300
+
+_CLEAN = ("command.txt", "environment.json", "git.diff")  # as they were written
+
 # A process that is forked amid an import, such as one that loads data, would wait for ever for the import to end.
 _importing = threading.RLock()
 os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
@@ -53,26 +60,46 @@ def connect(uri: str) -> Any:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password in it
     # A hidden second try could create a second run; who calls tries again knowing what has arrived.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault(_TIMEOUT, "10")
     with _importing:
         from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "CRITICAL"))
 
-    if uri.startswith("sqlite:///") and "?" not in uri:
+    if store := missing_sqlite_store(uri):
         # Left to itself, MLflow spoils a fresh store when several runs start at once or one is killed in between.
-        store = Path(uri.removeprefix("sqlite:///"))
-        if not store.exists():
-            store.parent.mkdir(parents=True, exist_ok=True)
-            with store.with_name(store.name + ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not store.exists():
-                    aside = store.with_name(store.name + ".tmp")
-                    aside.unlink(missing_ok=True)
-                    MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-                    aside.replace(store)
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with store.with_name(store.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not store.exists():
+                aside = store.with_name(store.name + ".tmp")
+                aside.unlink(missing_ok=True)
+                MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+                aside.replace(store)
     return MlflowClient(uri)
+
+
+def missing_sqlite_store(uri: str) -> Path | None:
+    """The file that `connect` would create."""
+    if not uri.startswith("sqlite:///") or "?" in uri:
+        return None
+    store = Path(uri.removeprefix("sqlite:///"))
+    return None if store.exists() else store
+
+
+@contextmanager
+def time_for_an_upload() -> Iterator[None]:
+    """A server may store a large file before it answers. MLflow asks the environment at each request."""
+    before = os.environ.get(_TIMEOUT)
+    os.environ[_TIMEOUT] = str(max(int(before or 0), _UPLOAD_TIMEOUT_S))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TIMEOUT]
+        else:
+            os.environ[_TIMEOUT] = before
 
 
 class StoredRun:
@@ -200,7 +227,8 @@ class StoredRun:
 
     def log_file(self, path: Path) -> None:
         """Stores a text file of the run folder, or replaces it, without the secrets in it."""
-        self._client.log_text(self.run_id, without_secrets(path.read_text(errors="replace")), path.name)
+        text = path.read_text(errors="replace")
+        self._client.log_text(self.run_id, text if path.name in _CLEAN else without_secrets(text), path.name)
 
     def set_status(self, status: Literal["RUNNING"] | Status, reason: str = "", ended: float | None = None) -> None:
         """
@@ -227,7 +255,7 @@ class StoredRun:
     def _find_or_create(self, config: TrackingConfig) -> Any:
         """The run that MLFLOW_RUN_ID or mlflow.json names, or that an earlier try created, or a new one."""
         note = self._run_dir / "mlflow.json"
-        noted = json.loads(note.read_text()) if note.exists() else {}
+        noted = _read(note)
         run = self._named(os.environ.get("MLFLOW_RUN_ID") or noted.get("run_id"))
         if run is None:
             experiment = self._experiment_id(config)
@@ -240,7 +268,7 @@ class StoredRun:
             run = run or self._client.create_run(
                 experiment,
                 start_time=self._started(),
-                tags={_KEY_TAG: noted["key"]},
+                tags={_KEY_TAG: noted["key"], **_user()},
                 run_name=config.run_name or self._run_dir.resolve().name,
             )
         _write(note, noted | {"run_id": run.info.run_id})
@@ -305,7 +333,10 @@ class StoredRun:
     # ------------------------------------------------------------------------------------------- what MLflow can hold
 
     def _name(self, name: str) -> str:
-        allowed = re.sub(r"[^/\w.\- ]", "_", name)[:_NAME_LENGTH]
+        parts = re.sub(r"[^/\w.\- ]", "_", name)[:_NAME_LENGTH].split("/")
+        allowed = "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
+        if allowed.startswith(".."):  # MLflow takes it for the way out of a folder
+            allowed = "_" + allowed[1:]
         if allowed != name:
             self._remark("name", f"MLflow does not take the name {name!r}: it is {allowed!r} there; choose another")
         return allowed
@@ -332,10 +363,28 @@ def _only_sender(run_dir: Path) -> IO[str]:
     return lock
 
 
-def _write(path: Path, value: Mapping[str, str]) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value) + "\n")
-    aside.replace(path)
+def _user() -> dict[str, str]:
+    """Who shows in the UI's column of users."""
+    with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
+        return {"mlflow.user": getpass.getuser()}
+    return {}
+
+
+def _read(note: Path) -> dict[str, str]:
+    """Empty where it is missing, or unreadable: what it names is then looked for, or made anew."""
+    with suppress(FileNotFoundError, ValueError):
+        found = json.loads(note.read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _write(note: Path, value: Mapping[str, str]) -> None:
+    aside = note.with_name(note.name + ".tmp")
+    with aside.open("w") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(note)
 
 
 def _batches(entries: Sequence[Any], size: int) -> list[Sequence[Any]]:

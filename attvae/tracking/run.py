@@ -50,7 +50,7 @@ class Run:
 
     @property
     def wall_s(self) -> float:
-        """Seconds from the first row to the last one, as `_wall_times` counts them."""
+        """Seconds up to the last row, as `_wall_times` counts them."""
         return self._wall_times[-1] if self.rows else 0.0
 
     @cached_property
@@ -68,8 +68,9 @@ class Run:
 
     @cached_property
     def _wall_times(self) -> list[float]:
-        """Seconds since the first row, of each row, without the pauses between a stop and going on.
+        """Seconds of training up to each row, without the pauses between a stop and going on.
 
+        The first row counts as far as `perf/images_per_s` says that the training took to get there.
         A row says when it was written, not whether the run had stopped before. So two rows are as far apart as their
         times say, unless that is over PAUSE_S more than the training between them took by `perf/images_per_s`: then
         that alone counts.
@@ -79,7 +80,7 @@ class Run:
         for row in reversed(self.rows):
             speed = row.get("perf/images_per_s", speed)
             speeds.append(speed)
-        walls = [0.0] if self.rows else []
+        walls = [self.rows[0]["samples_seen"] / speeds[-1] if speeds[-1] > 0 else 0.0] if self.rows else []
         for (before, row), images_per_s in zip(pairwise(self.rows), reversed(speeds[:-1]), strict=True):
             took = max(row["time"] - before["time"], 0.0)
             images = row["samples_seen"] - before["samples_seen"]

@@ -14,7 +14,7 @@ from attvae.tracking import recorded
 from attvae.tracking.config import TrackingConfig
 from attvae.tracking.jsonl import read_from
 from attvae.tracking.mlflow_model import log_model
-from attvae.tracking.mlflow_store import SentByAnotherError, StoredRun, connect
+from attvae.tracking.mlflow_store import SentByAnotherError, StoredRun, connect, time_for_an_upload
 from attvae.tracking.protocol import Status
 from attvae.tracking.recorded import Ending
 from attvae.tracking.secrets import without_secrets
@@ -52,6 +52,7 @@ class Sender:
         self._client: Any = None
         self._run: StoredRun | None = None
         self._remarked: set[str] = set()
+        self._sent_files: dict[tuple[str, Path], tuple[int, int]] = {}  # of which run: modified in ns, bytes
         self.figures = 0
         """How many were sent."""
         self.pictures = 0
@@ -105,7 +106,6 @@ class Sender:
             self._run = StoredRun(self._client, self.config, run_dir, self._remark)
             self._arrived()
             self._offset = 0
-            self._sent_files: dict[Path, tuple[int, int]] = {}
             self._run.describe(self._params, recorded.tags(run_dir))
             self._run.log_dataset(recorded.environment(run_dir).get("dataset", {}))
         run = self._run
@@ -120,16 +120,16 @@ class Sender:
             self._arrived()
         for file in recorded.artifacts(run_dir):
             version = (file.stat().st_mtime_ns, file.stat().st_size)
-            if self._sent_files.get(file) != version:
+            if self._sent_files.get((run.run_id, file)) != version:
                 run.log_file(file)
-                self._sent_files[file] = version
+                self._sent_files[run.run_id, file] = version
                 self._arrived()
         if ending is None:
             return
         run.set_status(*ending)
         self._arrived()
         if ending.status == "FINISHED" and (run_dir / "model").is_dir():
-            with self._may_take(LONGEST_S["FINISHED"]):
+            with self._may_take(LONGEST_S["FINISHED"]), time_for_an_upload():
                 log_model(run.run_id, self.config.uri, run_dir, self.config.register_as)
 
     def _arrived(self) -> None:
@@ -260,12 +260,15 @@ class Shipper:
 
 
 def cause(error: BaseException) -> str:
-    """What happened, in one line; MLflow, SQLAlchemy and urllib3 wrap it in what they were doing."""
-    while error.__cause__ is not None:
+    """What happened, in one line; MLflow, SQLAlchemy and urllib3 wrap it in what they were doing.
+
+    A plain ValueError is our own, and says more than what it was made of.
+    """
+    while error.__cause__ is not None and type(error) is not ValueError:
         error = error.__cause__
     text = " ".join(str(error).split())
     text = text.rpartition("(Caused by ")[2].rstrip(")") if "(Caused by " in text else f"{type(error).__name__}: {text}"
-    return without_secrets(text[:300])
+    return without_secrets(text[:10_000])[:300]  # in this order: half a secret is not known as one
 
 
 _REFUSED = ("401", "403", "unauthenticated", "unauthorized", "permission_denied", "forbidden")

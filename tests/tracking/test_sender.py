@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from PIL import Image
 
+from attvae.tracking import shipper
 from attvae.tracking.config import TrackingConfig
 from attvae.tracking.jsonl import Journal, read
 from attvae.tracking.mlflow_store import SentByAnotherError
@@ -128,6 +132,7 @@ def test_a_client_finds_the_run_and_all_it_holds(place):
     }
     assert run.data.tags.items() >= expected.items()
     assert "resumed_from" not in run.data.tags
+    assert run.data.tags["mlflow.user"] == pwd.getpwuid(os.getuid()).pw_name
     [dataset_input] = run.inputs.dataset_inputs
     assert (dataset_input.dataset.name, dataset_input.dataset.digest) == ("digits 1", "ab" * 16)
     assert json.loads(dataset_input.dataset.source) == {"uri": "s3://***@bucket/digits"}
@@ -206,6 +211,38 @@ def test_a_run_whose_creation_was_not_noted_is_found_again(place):
     assert history(place, "x") == [(100, 1.0), (200, 2.0)]
 
 
+@pytest.mark.parametrize("damaged", ["", "[]", "{half"])
+def test_an_unreadable_note_of_the_run_is_as_none(place, damaged):
+    (place / "run" / "mlflow.json").write_text(damaged)  # what a power cut may leave
+    Life(place).metrics(100, x=1.0)
+    assert run_id_of(place) == only_run(place).info.run_id
+
+
+def test_files_are_sent_once_and_not_again_when_the_store_is_back(place, monkeypatch):
+    life = Life(place)
+    diff = place / "run" / "git.diff"
+    diff.write_text("+one = 1\n")
+    sent = []
+    log_text = MlflowClient.log_text
+    monkeypatch.setattr(MlflowClient, "log_text", lambda self, *args: (sent.append(args[1:]), log_text(self, *args)))
+    for _ in range(2):
+        life.sender.send(RUNNING)
+        life.sender.close()  # what an outage does
+    assert sent == [("+one = 1\n", "git.diff")]
+    diff.write_text("+one = 22\n")
+    life.sender.send(RUNNING)
+    assert sent[1:] == [("+one = 22\n", "git.diff")]
+
+
+def test_a_model_is_given_time_to_arrive(place, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    (place / "run" / "model").mkdir()
+    seconds = []
+    monkeypatch.setattr(shipper, "log_model", lambda *_: seconds.append(MLFLOW_HTTP_REQUEST_TIMEOUT.get()))
+    Life(place).end("FINISHED")
+    assert [*seconds, MLFLOW_HTTP_REQUEST_TIMEOUT.get()] == [300, 10]
+
+
 def test_what_is_sent_already_is_not_sent_again(place, monkeypatch):
     life = Life(place)
     life.picture("samples", 100, 9)
@@ -245,7 +282,10 @@ def test_a_continued_run_may_change_a_param(place, caplog):
 def test_the_limits_of_mlflow_are_kept(place, caplog):
     params = {f"many.p{i:03d}": i for i in range(250)} | {"long": "γ" * 10_000, "key with (brackets)": 1}
     life = Life(place, params=params)
-    life.metrics(100, **{f"many/m{i:04d}": float(i) for i in range(1500)}, **{"odd(γ)": 1.0})
+    paths = {"b//b": 1.0, "/c": 2.0, "d/": 3.0, "./e/../f": 4.0, "..g": 5.0, "": 6.0}
+    life.metrics(100, **{f"many/m{i:04d}": float(i) for i in range(1500)}, **{"odd(γ)": 1.0}, **paths)
+    for step, name in ((200, "."), (300, "..")):
+        life.metrics(step, **{name: float(step)})
     names, length = sorted(warnings_in(caplog), key=lambda text: "characters" in text)
     assert "'key with (brackets)': it is 'key with _brackets_' there" in names
     assert "long has 10,000 characters, MLflow takes 6,000" in length
@@ -254,8 +294,11 @@ def test_the_limits_of_mlflow_are_kept(place, caplog):
     assert len(run.data.params["long"]) == 6000
     assert "MLflow's limit" in run.data.params["long"]
     assert run.data.params["key with _brackets_"] == "1"
-    assert len(run.data.metrics) == 1501
+    assert len(run.data.metrics) == 1507
     assert run.data.metrics["odd_γ_"] == 1.0
+    mended = {"b/b": 1.0, "c": 2.0, "d": 3.0, "e/f": 4.0, "_.g": 5.0, "_": 300.0}
+    assert run.data.metrics.items() >= mended.items()
+    assert history(place, "_") == [(100, 6.0), (200, 200.0), (300, 300.0)]
 
 
 def test_nan_and_infinity(place, caplog):
