@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-slow test-ray test-multinode test-slurm check check-all setup
+.PHONY: demo test test-slow test-browser test-ray test-multinode test-slurm check check-all setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -15,9 +15,15 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY)
 	$(BIN)/pytest
 
-# What the quick suite leaves out and needs no special hardware.
+# What the quick suite leaves out and needs no special hardware. As root, for what apt installs.
 test-slow: $(READY)
+	tests/install_postgres.sh
 	$(BIN)/pytest -m slow --timeout 600
+
+# MLflow's pages and our own, in a headless Chromium. As root, for what apt installs.
+test-browser: $(READY)
+	tests/install_browser.sh
+	$(BIN)/pytest -m browser
 
 # On real Ray clusters of this machine.
 test-ray: $(READY)
@@ -46,7 +52,7 @@ demo: $(READY)
 		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml
 
 # Everything, also what takes too long for CI.
-check-all: check test test-slow test-ray demo
+check-all: check test test-slow test-browser test-ray test-multinode test-slurm demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml
 	$(BIN)/python benchmarks/soak.py

@@ -26,14 +26,17 @@ NAMED = 4
 """Differences, and ranks, that a message names; it counts the others."""
 
 
-def check_same_everywhere(world: World, cfg: RunConfig, data_fingerprint: str) -> None:
+def check_same_everywhere(world: World, found: Mapping[str, str]) -> None:
     """Refuses ranks that would not train one model. Collective.
 
+    Args:
+        found: `facts`, or some of them.
+
     Raises:
-        ValueError: on rank 0: versions, source files, configuration or data differ; names hosts, ranks, and what.
+        ValueError: on rank 0: they differ; names hosts, ranks, and what.
         FailedOnAnotherRankError: on the others, in place of it.
     """
-    complaints = ranks_that_differ(world, facts(cfg, data_fingerprint))
+    complaints = ranks_that_differ(world, found)
 
     def refuse() -> None:
         if complaints:

@@ -262,7 +262,7 @@ class CheckpointWriter:
             case "stop":
                 if self._world.rank == first:
                     raise NotSavedError(f"{message}; {remedy}, then run the same command again") from failure
-                raise FailedOnAnotherRankError(f"rank {first} says why")
+                raise FailedOnAnotherRankError(first, bad_input=False)
 
     def _remove_unneeded(self, saved: Path) -> None:
         """Removes what neither `keep_last` nor `keep_every` keeps, and what a roll-back has left ahead. On rank 0."""

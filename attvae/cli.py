@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import attvae
+from attvae.closed_terminal import survive_closed_terminal
 from attvae.engine import launcher as _launcher  # noqa: F401 - notes at once who started this process
 
 app = typer.Typer(
@@ -58,6 +59,16 @@ def _bad_input(*, found_by_all: bool) -> Iterator[None]:
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
 
+def _read(config_file: Path, overrides: list[str]) -> Any:
+    """The configuration, or why it cannot be read: perhaps on this host alone, which the other ranks must hear."""
+    from attvae.config import load
+
+    try:
+        return load(config_file, overrides)
+    except ValueError as error:
+        return error
+
+
 @app.command()
 def train(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
@@ -80,7 +91,6 @@ def train(
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # the deepspeed launcher passes it
 ) -> None:
     """Train a model. The same command again resumes it, or says that it is done."""
-    from attvae.config import load
     from attvae.run_folder import RunFolder
     from attvae.show import show_deepspeed_config, show_plan, show_run
 
@@ -90,39 +100,37 @@ def train(
         if (cluster or measured) and nodes is None:
             raise ValueError("--cluster and --measured are for a prediction: --dry-run --nodes N --gpus-per-node G")
         ranks = nodes * gpus_per_node if nodes and gpus_per_node else RANKS
-        cfg = load(config_file, overrides or [])
         folder = RunFolder(out or Path("runs") / config_file.stem)
+        given = _read(config_file, overrides or [])
+        if isinstance(given, ValueError) and (RANKS == 1 or print_config or dry_run):
+            raise given
         if print_config:
-            print(cfg.to_yaml(), end="")
-            show_deepspeed_config(cfg, ranks)
+            print(given.to_yaml(), end="")
+            show_deepspeed_config(given, ranks)
             return
-        if not dry_run and folder.is_finished(cfg):
-            if RANK == 0:
-                show_run(folder)
-            return
+        if dry_run:
+            from attvae.train import plan
 
-        from attvae.train import plan
-        from attvae.train import train as run
-
-        planned = plan(cfg, ranks, data_needed=not dry_run)
-        if gpus_per_node:
-            from attvae.show_scale import constants, show_commands, show_scale
-
-            assumed = constants(cfg, cluster, measured)
-    if dry_run:
-        if RANK == 0:
-            show_plan(planned, ranks)
+            on_gpus = gpus_per_node and given.engine.device != "cpu"
+            planned = plan(given, ranks, data_needed=False, device="cuda" if on_gpus else None)
             if gpus_per_node:
-                show_scale(planned, ranks, gpus_per_node, assumed)
-                show_commands(config_file, overrides or [], out, ranks, gpus_per_node)
-        return
+                from attvae.show_scale import constants, show_commands, show_scale
+
+                assumed = constants(given, cluster, measured)
+            if RANK == 0:
+                show_plan(planned, ranks)
+                if gpus_per_node:
+                    show_scale(planned, ranks, gpus_per_node, assumed)
+                    show_commands(config_file, overrides or [], out, ranks, gpus_per_node)
+            return
     from attvae.engine.rendezvous import FailedOnAnotherRankError
     from attvae.engine.stop import STOPPED, StopRequestedError
     from attvae.loop import DivergedError
+    from attvae.train import train as run
 
     try:
         with _bad_input(found_by_all=False):
-            run(planned, folder.path)
+            run(given, folder.path)
     except StopRequestedError:
         raise typer.Exit(STOPPED) from None
     except DivergedError as error:
@@ -131,9 +139,9 @@ def train(
         else:
             time.sleep(SILENT_S)
         raise typer.Exit(1) from None
-    except FailedOnAnotherRankError:
+    except FailedOnAnotherRankError as error:
         time.sleep(SILENT_S)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if error.bad_input else 1) from None
     if RANK == 0:
         show_run(folder)
 
@@ -158,9 +166,9 @@ def evaluate(
             set_environment_defaults(trained)
             world = join()
             figures = evaluate_export(trained, data, world) if data else evaluate_run(trained, world)
-    except FailedOnAnotherRankError:
+    except FailedOnAnotherRankError as error:
         time.sleep(SILENT_S)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if error.bad_input else 1) from None
     finally:
         leave()
     if RANK == 0:
@@ -210,6 +218,27 @@ def sweep(
         print(f"attvae: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
     show_sweep(search, folder)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or MLflow run ids.")],
+    out: Annotated[Path | None, typer.Option(help="Write a page too, such as compare.html.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow's store, for run ids; by default MLFLOW_TRACKING_URI, or the runs' own.")
+    ] = None,
+) -> None:
+    """Runs side by side: what differs, figures at equal samples seen and at equal time; curves and pictures."""
+    from attvae.compare.page import write_page
+    from attvae.compare.runs import read_runs
+    from attvae.compare.terminal import show_comparison
+
+    with _bad_input(found_by_all=True):
+        found = read_runs(runs, tracking_uri)
+        show_comparison(found)
+        if out:
+            write_page(found, out)
+            print(f"page: {out}")
 
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of attvae: JSON on stdout.")
@@ -262,6 +291,26 @@ def bench_scaling(
         cfg = load(config_file, [f"engine.name={engine}", f"engine.stage={stage}"])
         found = measure_scaling(cfg, batch, steps, repeats)
     print(json.dumps({"config": str(config_file), **found}, indent=1))
+
+
+@app.command()
+def sync(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+) -> None:
+    """Send to MLflow what run folders hold and it lacks: after an outage, or from a machine with a network."""
+    from attvae.sync import check_run_id
+    from attvae.sync import sync as send
+
+    with _bad_input(found_by_all=True):
+        check_run_id(runs)
+    codes = [0]
+    for run in runs:
+        try:
+            print(send(run), flush=True)
+        except (ValueError, OSError) as error:
+            print(f"attvae: {error}", file=sys.stderr, flush=True)
+            codes.append(2 if isinstance(error, ValueError) else 1)
+    raise typer.Exit(max(codes))
 
 
 @app.command("find-batch")
@@ -328,14 +377,16 @@ def doctor(
                 checks = examine_together(config_file, overrides or [], folder)
             else:
                 checks = examine(load(config_file, overrides or []) if config_file else None, folder)
-    except FailedOnAnotherRankError:
+    except FailedOnAnotherRankError as error:
         time.sleep(SILENT_S)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if error.bad_input else 1) from None
     finally:
         leave()
     if RANK == 0:
         report.show(checks)
     if any(check.verdict == "problem" for check in checks):
+        if RANK:
+            time.sleep(SILENT_S)
         raise typer.Exit(1)
 
 
@@ -370,5 +421,11 @@ def import_official(
     print(f"{out}: {count_parameters(model):,} parameters as the authors count; attvae.load takes this folder")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command, whose output may be lost without harm."""
+    survive_closed_terminal()
     app()
+
+
+if __name__ == "__main__":
+    run()

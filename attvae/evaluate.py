@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attvae import checkpoint, config, export, seeding
+from attvae import checkpoint, config, export
 from attvae.checkpoint import Checkpoint
 from attvae.config import EvaluateConfig, RunConfig
 from attvae.data.config import DataConfig
@@ -17,12 +17,9 @@ from attvae.data.manifest import Manifest, Split
 from attvae.engine.rendezvous import World
 from attvae.evaluation.codecs import CODECS, codec_bytes
 from attvae.evaluation.elbo import ElboFigures, evaluate_elbo
+from attvae.evaluation_noise import EVALUATION_SEED, with_evaluation_noise
 from attvae.model.vae import DeepVAE
 from attvae.run_folder import RunFolder
-from attvae.seeding import Purpose
-
-EVALUATION_SEED = 0
-"""Binarisations and latent noise of evaluations are the same for all runs, whatever seed they train with."""
 
 EXPORT_BATCH = 100
 """Images per forward pass where no run's configuration says."""
@@ -55,15 +52,6 @@ class Evaluation(NamedTuple):
             )
             while (batch := self.world.all_or_none(partial(next, batches, None))) is not None:
                 yield *with_evaluation_noise(self.model, batch.x, batch.ids, draw, self.world.device), batch.weights
-
-
-def with_evaluation_noise(
-    model: DeepVAE, x: Tensor, ids: Tensor, draw: int, device: torch.device
-) -> tuple[Tensor, list[Tensor]]:
-    """The images and the noise that belongs to (sample id, draw), on the device."""
-    places = [(int(i), draw) for i in ids]
-    noise = seeding.latent_noise(EVALUATION_SEED, Purpose.EVALUATE, places, model.latent_shapes)
-    return x.to(device), [eps.to(device) for eps in noise]
 
 
 def final_figures(evaluation: Evaluation) -> dict[str, Any]:

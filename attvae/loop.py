@@ -22,11 +22,16 @@ from attvae.engine.batch import BatchPlan
 from attvae.engine.guard import GradientGuard
 from attvae.engine.protocol import Engine
 from attvae.engine.rendezvous import World
+from attvae.engine.system_load import SystemLoad
 from attvae.engine.throughput import Throughput
-from attvae.evaluate import EVALUATION_SEED, Evaluation, evaluation_of, with_evaluation_noise
-from attvae.evaluation.elbo import ElboSums
+from attvae.evaluate import Evaluation, evaluation_of
+from attvae.evaluation.depth_attention import depth_attention_of
+from attvae.evaluation.depth_attention_picture import depth_attention_picture
+from attvae.evaluation.elbo import ElboFigures, ElboSums
+from attvae.evaluation.layer_kl_picture import layer_kl_picture
 from attvae.evaluation.reconstructions import reconstruction_grid
 from attvae.evaluation.samples import sample_grid
+from attvae.evaluation_noise import EVALUATION_SEED, with_evaluation_noise
 from attvae.micro_batch import elbo_and_loss, noise_of
 from attvae.model.flops import training_flops
 from attvae.model.vae import DeepVAE
@@ -82,6 +87,7 @@ class Loop:
             global_batch=cfg.train.global_batch,
             precision=cfg.engine.precision,
         )
+        self._system_load = SystemLoad(world.device, folder.path)
         self.evaluation: Evaluation = evaluation_of(averaged, cfg, manifest, world)
         self._pictured = world.all_or_none(
             lambda: next(eval_batches(manifest, cfg.data, "val", EVALUATION_SEED, 0, PICTURED_IMAGES, 0, 1))
@@ -207,6 +213,8 @@ class Loop:
             **self._throughput.metrics(self.samples_seen - self._logged_at),
         }
         self._logged_at = self.samples_seen
+        if world.rank == 0:
+            values |= self._system_load.metrics()
         if self._cfg.data.on_damage == "skip":
             values["data/skipped"] = self._skips.skipped
         if math.isfinite(self._result.grad_norm):
@@ -218,25 +226,32 @@ class Loop:
 
     def _look(self) -> None:
         """Figures and pictures of the EMA weights on the validation split."""
-        world, averaged, samples_seen = self._world, self._averaged, self.samples_seen
-        world.phases.enter("evaluation")
+        self._world.phases.enter("evaluation")
         self._looked = False
         self.load_average()
         figures = self.evaluation._replace(draws=1).of("val")
-        gates = {f"attention/gate_{name.replace('/', '_')}": float(g) for name, g in averaged.attention_gates().items()}
-        self.trackers.metrics(samples_seen, figures.metrics("val") | gates)
-        if world.rank == 0:
-            samples, reconstructions = (
-                self._folder.images / f"{name}-{samples_seen:012d}.png" for name in ("samples", "reconstructions")
-            )
-            sample_grid(averaged, 64, EVALUATION_SEED, 1.0, samples)
-            pictured = self._pictured
-            x, noise = with_evaluation_noise(averaged, pictured.x, pictured.ids, 0, world.device)
-            reconstruction_grid(averaged, x, noise, reconstructions)
-            self.trackers.image(samples_seen, "samples", samples)
-            self.trackers.image(samples_seen, "reconstructions", reconstructions)
-        world.barrier()  # waiting for the pictures is no waiting for data
+        if self._world.rank == 0:
+            self._show(figures)
+        self._world.barrier()  # waiting for the pictures is no waiting for data
         self._looked = True
+
+    def _show(self, figures: ElboFigures) -> None:
+        averaged, samples_seen = self._averaged, self.samples_seen
+        x, noise = with_evaluation_noise(averaged, self._pictured.x, self._pictured.ids, 0, self._world.device)
+        attention = depth_attention_of(averaged, x, noise)
+        gates = {f"attention/gate_{name.replace('/', '_')}": float(g) for name, g in averaged.attention_gates().items()}
+        self.trackers.metrics(samples_seen, figures.metrics("val") | gates | attention.metrics())
+        draw: dict[str, Callable[[Path], None]] = {
+            "samples": partial(sample_grid, averaged, 64, EVALUATION_SEED, 1.0),
+            "reconstructions": partial(reconstruction_grid, averaged, x, noise),
+            "layer_kl": partial(layer_kl_picture, figures),
+        }
+        if gates:
+            draw["depth_attention"] = partial(depth_attention_picture, attention, self._cfg.model.num_layers)
+        for name, picture in draw.items():
+            path = self._folder.images / f"{name}-{samples_seen:012d}.png"
+            picture(path)
+            self.trackers.image(samples_seen, name, path)
 
     def _save(self) -> None:
         self._world.phases.enter("checkpoint")

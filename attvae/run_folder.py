@@ -10,17 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from attvae.config import RunConfig, differences, load
+from attvae.tracking.protocol import Status
+from attvae.tracking.secrets import without_secrets
 
 LOCK_WAIT_S = 20.0
 """How long a predecessor whose launcher or whose other ranks were killed may take to notice."""
 
 STOP_WAIT_S = 900.0
 """How long a predecessor that was asked to stop may take to save."""
+
+DIFF_LENGTH = 1_000_000
+"""Characters of git.diff that are kept."""
 
 _STOPPING = "stopping"
 
@@ -36,7 +43,9 @@ class RunFolder:
         self.images = path / "images"
         self.journal = path / "metrics.jsonl"
         self.mlflow = path / "mlflow.json"
+        self.model = path / "model"
         self.summary = path / "summary.json"
+        self.status = path / "status.json"
         self._lock: IO[str] | None = None
 
     def is_finished(self, cfg: RunConfig) -> bool:
@@ -47,7 +56,29 @@ class RunFolder:
         return json.loads(self.summary.read_text())
 
     def mlflow_run_id(self) -> str | None:
-        return json.loads(self.mlflow.read_text())["run_id"] if self.mlflow.is_file() else None
+        """None, too, where mlflow.json cannot be read, as after a power cut: checkpoints have the id as well."""
+        with suppress(OSError, ValueError, AttributeError):
+            return json.loads(self.mlflow.read_text()).get("run_id")
+        return None
+
+    def go_on_in_mlflow(self, run_id: str) -> None:
+        """Names the MLflow run of this run, where the folder does not."""
+        if self.mlflow_run_id() is None:
+            write_json(self.mlflow, {"run_id": run_id})
+
+    def record_status(self, status: Literal["RUNNING"] | Status, reason: str = "") -> None:
+        write_json(self.status, {"status": status, "reason": without_secrets(reason), "time": time.time()})
+
+    def is_in_use(self) -> bool:
+        """Whether a process owns the folder; not to be asked by that process, whose lock would end."""
+        try:
+            with (self.path / "lock").open() as lock:
+                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except (BlockingIOError, PermissionError):
+            return True
+        return False
 
     def claim(self, room: int = 0) -> None:
         """Creates the folder if need be and becomes its owner for as long as this process lives.
@@ -67,7 +98,8 @@ class RunFolder:
                     f"the disk of the run folder {self.path} has {free / 1e6:,.1f} MB free, but a checkpoint takes "
                     f"{room / 1e6:,.1f} MB: make room, or choose another folder with --out"
                 )
-            if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
+            found = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+            if found - {"stacks"} and "lock" not in found:  # a watchdog leaves stacks also before the folder is claimed
                 raise ValueError(f"{self.path} is not empty and no run folder: choose another folder with --out")
             self.images.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
@@ -107,12 +139,21 @@ class RunFolder:
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}{what}")
         self._lock.flush()
 
-    def describe(self, config_yaml: str) -> None:
-        """Writes what the run is: configuration, command, environment."""
+    def describe(self, config_yaml: str, about: Mapping[str, Any]) -> None:
+        """Writes what the run is: configuration, command, environment, and how the code differs from its commit.
+
+        Args:
+            about: what environment.json says beside versions, machine and git state.
+        """
         write_text(self.config, config_yaml)
         with (self.path / "command.txt").open("a") as commands:
-            commands.write(shlex.join(sys.argv) + "\n")
-        write_json(self.path / "environment.json", environment())
+            commands.write(without_secrets(shlex.join(sys.argv)) + "\n")
+        text = json.dumps({**environment(), **about}, indent=1)
+        write_text(self.path / "environment.json", without_secrets(text) + "\n")
+        if difference := git_diff():
+            write_text(self.path / "git.diff", difference)
+        else:
+            (self.path / "git.diff").unlink(missing_ok=True)
 
 
 def environment() -> dict[str, Any]:
@@ -136,16 +177,36 @@ def environment() -> dict[str, Any]:
 
 def git_state() -> dict[str, Any]:
     """Commit and dirtiness of the checkout that the running code comes from; empty without one."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": bool(_git("status", "--porcelain").strip())}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def git_diff() -> str:
+    """What that checkout has beyond its commit, secrets struck out, DIFF_LENGTH at most; files new to git left out."""
+    try:
+        found = _git("diff", "--no-ext-diff", "--no-color", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if len(found) <= DIFF_LENGTH:
+        return without_secrets(found)
+    margin = 10_000  # at the cut may be half a secret, which is not known as one
+    text = without_secrets(found[: DIFF_LENGTH + margin])
+    if len(found) > DIFF_LENGTH + margin:
+        text = text[:-margin]
+    return f"{text[:DIFF_LENGTH]}\n... {len(found):,} characters in all\n"
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *args],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=10,
+    ).stdout
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,6 +26,9 @@ from attvae.train import CHECKPOINT_BYTES, Plan
 TAR_BYTES = 1024
 """Of an image in a shard beside its pixels: tar header, `.npy` header, padding."""
 
+CPUS_PER_GPU = 8
+"""For the loader's workers beside the rank."""
+
 
 class Constants(NamedTuple):
     cluster: Cluster
@@ -101,7 +104,10 @@ def show_commands(
             f"launch/train.py {arguments}"
         )
         print(f"    (on each host, N from 0 to {nodes - 1}; HOST is that of N = 0)")
-    print(f"  sbatch --nodes {nodes} --gpus-per-node {gpus} launch/slurm.sbatch {arguments}")
+    print(
+        f"  sbatch --nodes {nodes} --gpus-per-node {gpus} --cpus-per-task {CPUS_PER_GPU * gpus} launch/slurm.sbatch "
+        f"{arguments}"
+    )
 
 
 def workload(planned: Plan) -> Workload:

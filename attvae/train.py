@@ -1,44 +1,47 @@
 """One run, top to bottom. The same command starts it, resumes it, or says that it is done."""
 
+import shutil
+import socket
 import sys
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-import attvae
-from attvae import checkpoint, config, seeding
-from attvae.agreement import check_same_everywhere, check_shared
+from attvae import checkpoint, config, export, seeding
+from attvae.agreement import check_same_everywhere, check_shared, facts
 from attvae.build_engine import build_engine
 from attvae.checkpoint import Checkpoint
 from attvae.config import RunConfig
 from attvae.data.loader import open_manifest
 from attvae.data.manifest import SPLITS, Manifest
 from attvae.engine.batch import BatchPlan, divide
+from attvae.engine.config import EngineConfig
 from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.engine.environment_defaults import set_environment_defaults
 from attvae.engine.launcher import follow_launcher
-from attvae.engine.rendezvous import World, is_known_to_all, join, kind_of_device, leave
+from attvae.engine.rendezvous import World, connect, is_known_to_all, kind_of_device, leave, meet
 from attvae.engine.stop import LAUNCHER_GONE, StopRequest, StopRequestedError
 from attvae.engine.watchdog import Watchdog
 from attvae.evaluate import final_figures
 from attvae.loop import Loop, newest_checkpoint
 from attvae.model.official import count_parameters
 from attvae.model.vae import DeepVAE
-from attvae.run_folder import RunFolder, environment, write_json
+from attvae.run_folder import RunFolder, write_json
 from attvae.seeding import Purpose
 from attvae.tracking.console import Console
 from attvae.tracking.fan_out import FanOut
 from attvae.tracking.jsonl import Journal
-from attvae.tracking.mlflow_tracker import MlflowTracker
-from attvae.tracking.protocol import Tracker
+from attvae.tracking.protocol import Status, Tracker
+from attvae.tracking.shipper import Shipper
 
 CHECKPOINT_BYTES = 16
 """Of a parameter in a checkpoint: its value, two moments and its average, in fp32."""
 
 
 class Plan(NamedTuple):
-    """A run that has passed every check that needs no process group."""
+    """A run that has passed every check of a rank by itself."""
 
     cfg: RunConfig
     manifest: Manifest | None
@@ -49,15 +52,18 @@ class Plan(NamedTuple):
     """Parameters as the paper's authors count them."""
 
 
-def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
-    """Checks what can be checked before a process group exists.
+def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True, device: Literal["cuda", "cpu"] | None = None) -> Plan:
+    """Checks what a rank can check by itself.
+
+    Args:
+        device: of the run, where that is not planned for this machine.
 
     Raises:
         ValueError: the data are missing or others than stated, the model does not fit them, the ranks do not divide
             the batch, or the precision is not for this device.
     """
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
-    if kind_of_device(cfg.engine.device) == "cpu":
+    if (device or kind_of_device(cfg.engine.device)) == "cpu":
         why = "there is none" if cfg.engine.device == "auto" else "engine.device=cpu"
         if cfg.engine.precision == "fp16":
             raise ValueError(f"engine.precision=fp16 needs a GPU and {why}: use autocast, bf16 or fp32")
@@ -76,8 +82,11 @@ def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True) -> Plan:
     return Plan(cfg, manifest, batch, sum(p.numel() for p in model.parameters()), count_parameters(model))
 
 
-def train(planned: Plan, out: Path) -> None:
-    """Trains, evaluates, and leaves the run folder `out`. Collective.
+def train(cfg: RunConfig | ValueError, out: Path) -> None:
+    """Trains, evaluates, and leaves the run folder `out`; nothing where that holds the finished run. Collective.
+
+    Args:
+        cfg: or why it cannot be read: this rank takes part all the same, so that the others need not wait for it.
 
     Raises:
         ValueError: bad input; the message names the thing and the remedy.
@@ -90,12 +99,14 @@ def train(planned: Plan, out: Path) -> None:
     stop = StopRequest()
     with stop.listening():
         follow_launcher(lambda: stop.request(LAUNCHER_GONE))
-        hang_s = planned.cfg.engine.hang_s + planned.cfg.data.retry_s  # a rank may wait for its shard
+        engine, retry_s = (EngineConfig(), 0.0) if isinstance(cfg, ValueError) else (cfg.engine, cfg.data.retry_s)
+        hang_s = engine.hang_s + retry_s  # a rank may wait for its shard
         set_environment_defaults(out)
-        world = join(stop, hang_s + 60, planned.cfg.engine.device)
+        world = meet(stop, hang_s + 60, engine.device)
         watchdog = Watchdog(world, hang_s, out / "stacks")
         try:
-            _train(planned, RunFolder(out), world, watchdog)
+            connect(world, hang_s + 60)
+            _train(cfg, RunFolder(out), world, watchdog)
             world.barrier()
         except Exception as error:
             if is_known_to_all(error) or world.size == 1:
@@ -108,10 +119,20 @@ def train(planned: Plan, out: Path) -> None:
         leave()
 
 
-def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -> None:
-    cfg, manifest, batch, parameters, _ = planned
+def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watchdog: Watchdog) -> None:
+    def readable() -> RunConfig:
+        if isinstance(given, ValueError):
+            raise given
+        return given
+
+    cfg = world.all_or_none(readable)
+    check_same_everywhere(world, facts(cfg, None))
+    if world.from_first(lambda: folder.is_finished(cfg)):
+        return
+    planned = world.all_or_none(lambda: plan(cfg, world.size))
+    _, manifest, batch, parameters, _ = planned
     assert manifest is not None, "only a dry run does without data"
-    check_same_everywhere(world, cfg, manifest.fingerprint)
+    check_same_everywhere(world, facts(None, manifest.fingerprint))
 
     def claim() -> Path | None:
         for split in SPLITS:
@@ -133,19 +154,35 @@ def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -
     resumed = None if start_folder == cfg.init_from else start
     if start is not None:  # a resumed run gets its parameters with all the rest, from the engine
         world.all_or_none(lambda: start.check_fits(model) if resumed else start.load_into(model, weights="ema"))
-    loop = Loop(
-        cfg,
-        folder,
-        world,
-        manifest,
-        batch,
-        build_engine(cfg, model, world, batch, resumed),
-        model.latent_shapes,
-        averaged,
-        lambda start: _trackers(cfg, folder, world, manifest, batch, parameters, start),
-        resumed,
-    )
+    shipper = _describe(planned, folder, world, resumed)
+    if world.rank == 0:
+        watchdog.record_verdict = partial(folder.record_status, "FAILED")
+    loop: Loop | None = None
+
+    def end(status: Status, reason: str = "") -> None:
+        if loop:
+            loop.trackers.close(status, reason)
+        if world.rank == 0:
+            try:
+                folder.record_status(status, reason)
+            except OSError as error:  # a full disk, which may be what this is about
+                print(f"attvae: {folder.status} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+        if shipper:
+            shipper.finish(status, reason)
+
     try:
+        loop = Loop(
+            cfg,
+            folder,
+            world,
+            manifest,
+            batch,
+            build_engine(cfg, model, world, batch, resumed),
+            model.latent_shapes,
+            averaged,
+            lambda start: _trackers(cfg, folder, world, start, shipper),
+            resumed,
+        )
         loop.run()
         world.phases.enter("final figures")
         summary = final_figures(loop.evaluation)
@@ -153,28 +190,28 @@ def _train(planned: Plan, folder: RunFolder, world: World, watchdog: Watchdog) -
         if world.rank == 0:
             figures = {f"test/{name}": summary["test"][name] for name in ("nelbo_nats", "nll_nats", "bits_per_dim")}
             loop.trackers.metrics(loop.samples_seen, figures)
-            loop.trackers.artifact(folder.config)
+            shutil.rmtree(folder.model, ignore_errors=True)  # of a run whose summary was removed
+            export.write(folder.model, averaged)
             write_json(folder.summary, summary)
-            loop.trackers.artifact(folder.summary)
     except StopRequestedError as request:
         if world.rank == 0:
             folder.stopping()
             print(f"attvae: {request}: saving, then ending", file=sys.stderr, flush=True)
         outcome = f"{request}: failed while saving"
         try:
-            saved = loop.save_before_stop()
+            saved = loop is None or loop.save_before_stop()
             outcome = f"{request}: {'saved' if saved else 'not saved'}, the same command goes on"
             world.stop.saved()
         finally:
-            loop.trackers.close("KILLED", outcome)
+            end("KILLED", outcome)
         world.barrier()  # the first rank to exit makes launchers end the others
         raise
     except Exception as error:
         if not is_known_to_all(error) and world.size > 1:
             watchdog.report(error)  # before the trackers, which may be slow
-        loop.trackers.close("FAILED", f"{type(error).__name__}: {error}")
+        end("FAILED", f"{type(error).__name__}: {error}")
         raise
-    loop.trackers.close("FINISHED")
+    end("FINISHED")
 
 
 def _where_to_start(cfg: RunConfig, folder: RunFolder, manifest: Manifest) -> Checkpoint | None:
@@ -210,20 +247,46 @@ def _check_same_data(start: Checkpoint, cfg: RunConfig, manifest: Manifest) -> N
         )
 
 
-def _trackers(
-    cfg: RunConfig,
-    folder: RunFolder,
-    world: World,
-    manifest: Manifest,
-    batch: BatchPlan,
-    parameters: int,
-    resumed: Checkpoint | None,
-) -> FanOut:
+def _describe(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoint | None) -> Shipper | None:
+    """Writes into the run folder what the run is; on rank 0, what sends it to MLflow if that is wanted. Collective."""
+    cfg, manifest, batch, parameters, _ = planned
+    assert manifest is not None
+    hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
     if world.rank != 0:
-        return FanOut([])
-    folder.describe(cfg.to_yaml())
+        return None
+    about = {
+        "hosts": hosts,
+        "ranks": world.size,
+        "engine": cfg.engine.name,
+        "zero_stage": cfg.engine.stage if cfg.engine.name == "zero" else None,
+        "parameters": parameters,
+        "dataset": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "fingerprint": manifest.fingerprint,
+            "path": str(cfg.data.path),
+            "samples": {split: manifest.samples(split) for split in SPLITS},
+            "spec": manifest.spec.model_dump(),
+        },
+        "resumed_from": str(resumed.folder) if resumed else None,
+    }
+    folder.describe(cfg.to_yaml(), about)
     if cfg.engine.name == "zero":
         write_json(folder.deepspeed, deepspeed_config(cfg.engine, batch, world.size, clip_norm=cfg.train.clip_norm))
+    if resumed and resumed.folder.parent == folder.checkpoints and (run_id := resumed.state.get("mlflow")):
+        folder.go_on_in_mlflow(run_id)
+    folder.record_status("RUNNING")
+    return (
+        Shipper(cfg.tracking, folder.path, config.flatten(cfg.model_dump(mode="json"))) if cfg.tracking.mlflow else None
+    )
+
+
+def _trackers(
+    cfg: RunConfig, folder: RunFolder, world: World, resumed: Checkpoint | None, shipper: Shipper | None
+) -> FanOut:
+    """Of a run that begins, or goes on from a checkpoint: also from one that it was rolled back to."""
+    if world.rank != 0:
+        return FanOut([])
     own = resumed is not None and resumed.folder.parent == folder.checkpoints
     samples_seen = resumed.samples_seen if resumed else 0
     journal = Journal(folder.journal, samples_seen if own else None)
@@ -231,22 +294,7 @@ def _trackers(
     if resumed:
         console.note(f"resumed from {resumed.folder} at {samples_seen:,} samples")
     trackers: list[Tracker] = [journal, console]
-    if cfg.tracking.mlflow:
-        about = environment()
-        tags = {
-            "attvae.version": attvae.__version__,
-            "ranks": world.size,
-            "engine": cfg.engine.name,
-            "zero_stage": cfg.engine.stage,
-            "parameters": parameters,
-            "dataset": f"{manifest.name} {manifest.version}",
-            "dataset_fingerprint": manifest.fingerprint,
-            "host": about["host"],
-            **{f"git.{key}": value for key, value in about["git"].items()},
-            **{f"version.{name}": version for name, version in about["packages"].items()},
-            **cfg.tracking.tags,
-        }
-        trackers.append(
-            MlflowTracker(cfg.tracking, folder.path, journal, config.flatten(cfg.model_dump(mode="json")), tags)
-        )
+    if shipper:
+        shipper.follow()
+        trackers.append(shipper)
     return FanOut(trackers)

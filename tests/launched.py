@@ -77,7 +77,7 @@ def result(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     summary = json.loads((out / "summary.json").read_text())
     del summary["wall_s"]
     rows = [
-        {k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")}
+        {k: v for k, v in row.items() if k != "time" and not k.startswith(("perf/", "system/"))}
         for row in read(out / "metrics.jsonl")
     ]
     return summary, rows

@@ -140,9 +140,11 @@ def test_an_unknown_key(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_the_first_rank_speaks_for_all(tmp_path: Path) -> None:
-    result = run([*COMMAND, "train", str(TINY), "train.lrr=1"], tmp_path, RANK="1", WORLD_SIZE="2")
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", "")
+def test_ranks_without_a_launcher(tmp_path: Path, digits: Path) -> None:
+    command = [*COMMAND, "train", str(TINY), f"data.path={digits}"]
+    result = run(command, tmp_path, RANK="0", WORLD_SIZE="2")
+    assert_bad_input(result, "WORLD_SIZE=2", "no MASTER_ADDR and no MASTER_PORT", "launcher")
+    assert contents(tmp_path) == {}
 
 
 def test_a_missing_configuration(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_the_run_folder_of_another_configuration(tmp_path: Path, digits: Path) -
     folder.images.mkdir(parents=True)
     folder.checkpoints.mkdir()
     (folder.path / "lock").touch()
-    folder.describe(load(TINY).to_yaml())
+    folder.describe(load(TINY).to_yaml(), {})
     before = contents(tmp_path)
     result = run([*COMMAND, "train", str(TINY), f"data.path={digits}", "seed=1", "--out", str(folder.path)], tmp_path)
     assert_bad_input(result, f"{folder.path} holds a run of another configuration", "seed: 0 there, 1 here", "--out")

@@ -19,7 +19,7 @@ from spawn import free_port, run_on_ranks
 from typer.testing import CliRunner
 
 from attvae import agreement
-from attvae.agreement import check_same_everywhere, check_shared
+from attvae.agreement import check_same_everywhere, check_shared, facts
 from attvae.cli import app
 from attvae.config import RunConfig, load
 from attvae.data.loader import open_manifest
@@ -426,10 +426,10 @@ def refusals(digits: Path, folders: tuple[Path, Path]) -> list[str | None]:
     cfg, other = tiny(digits), tiny(digits, "train.lr=0.5")
     heard: list[str | None] = []
     for check in (
-        lambda: check_same_everywhere(world, other if world.rank else cfg, "data"),
-        lambda: check_same_everywhere(world, cfg, f"data{world.rank}"),
+        lambda: check_same_everywhere(world, facts(other if world.rank else cfg, "data")),
+        lambda: check_same_everywhere(world, facts(cfg, f"data{world.rank}")),
         lambda: check_shared(world, folders[world.rank]),
-        lambda: check_same_everywhere(world, cfg, "data"),
+        lambda: check_same_everywhere(world, facts(cfg, "data")),
         lambda: check_shared(world, folders[0]),
     ):
         try:

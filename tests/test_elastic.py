@@ -17,7 +17,7 @@ from attvae import loop
 from attvae.config import load
 from attvae.data.loader import Batch, train_batches
 from attvae.tracking.jsonl import read
-from attvae.train import plan, train
+from attvae.train import train
 
 BATCH, CHECKPOINT_EVERY, SAMPLES = 60, 300, 1440
 RUN = [
@@ -65,7 +65,7 @@ def on_rank(digits: str, out: str, leg: Leg, taken: str) -> None:
     loop.train_batches = noted
     engine = [f"engine.{option}" for option in leg.engine]
     cfg = load(Path("configs/test/tiny.yaml"), [f"data.path={digits}", *RUN, *engine])
-    train(plan(cfg, leg.ranks), Path(out))
+    train(cfg, Path(out))
 
 
 def run(digits: Path, out: Path, leg: Leg, taken: Path) -> list[Taken]:

@@ -1,8 +1,10 @@
 """What a user's cluster does to a run: ranks that hang, fail or die, updates that fail, signals to anything."""
 
+import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from launched import (
 )
 
 from attvae.engine.watchdog import BEAT_S, UNANSWERED_BEATS
+from attvae.run_folder import RunFolder
 from attvae.tracking.jsonl import read
 
 LONG = "train.samples=1000000"
@@ -102,9 +105,12 @@ def test_a_rank_that_hangs_is_named(digits: Path, tmp_path: Path) -> None:
     outputs = end(ranks, 90)
     assert any(f"rank 1 on {HOST} is hanging: not moved for" in output for output in outputs), outputs
     stacks = {path.name: path.read_text() for path in (out / "stacks").iterdir()}
+    collectives = [json.loads(stacks.pop(f"gloo-rank-000{rank}.json"))["entries"] for rank in range(2)]
     assert stacks.keys() == {"rank-0000.txt", "rank-0001.txt"}
-    assert "in faulty\n" in stacks["rank-0001.txt"]
-    assert "in faulty\n" not in stacks["rank-0000.txt"]
+    assert "in happen\n" in stacks["rank-0001.txt"]
+    assert "in happen\n" not in stacks["rank-0000.txt"]
+    assert len(collectives[0]) == len(collectives[1]) + 1
+    assert collectives[0][-1]["profiling_name"] == "gloo:all_reduce"
 
 
 @pytest.mark.slow
@@ -128,15 +134,67 @@ def test_a_rank_that_is_gone_is_named(digits: Path, tmp_path: Path, victim: int,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "victim", "when", "said"),
+    [
+        ("die", 1, "Watchdog", "rank 1 is gone: no sign of life for 30 s since it met the others"),
+        ("hang", 1, "Watchdog", "rank 1 is gone: no sign of life for 30 s since it met the others"),
+        ("die", 0, "Watchdog", "rank 0 on 127.0.0.1, or the launcher there, which keeps the ranks' common"),
+        ("die", 1, "connect", f"rank 1 on {HOST} is gone: the process has ended (in start)"),
+        ("hang", 1, "connect", f"rank 1 on {HOST} is hanging: not moved for {HANG_S + 1} s (in start)"),
+        ("die", 1, "_train", f"rank 1 on {HOST} is gone: the process has ended (in start)"),
+        ("hang", 1, "_train", f"rank 1 on {HOST} is hanging: not moved for {HANG_S + 1} s (in start)"),
+    ],
+)
+def test_before_the_first_collective(
+    digits: Path, tmp_path: Path, kind: str, victim: int, when: str, said: str
+) -> None:
+    """Where ranks that have met show each other for the first time that they are there."""
+    launch = command(digits, tmp_path / "run", f"engine.hang_s={HANG_S}", "data.retry_s=1")
+    ranks = start_ranks(faulty(launch), 2, FAULT=f"{kind} {victim} {when} 1")
+    try:
+        assert wait_for(lambda: ranks[victim].poll() is not None or kind == "hang", 60)
+        [output] = end([ranks[1 - victim]], 60)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert said in output + ranks[victim].communicate()[0], "the first judge to notice says it"
+    assert "Traceback" not in output
+
+
+def test_stacks_of_a_run_that_never_began_do_not_bar_the_way(tmp_path: Path) -> None:
+    (tmp_path / "stacks").mkdir()
+    RunFolder(tmp_path).claim()
+
+
+@pytest.mark.slow
+def test_a_record_of_collectives_that_blocks_does_not_keep_a_rank(tmp_path: Path) -> None:
+    """As NCCL's may, which asks a GPU that perhaps does not answer, and holds Python's lock."""
+    program = f"""
+import ctypes, pathlib, types
+from torch import device
+from attvae.engine import watchdog
+from attvae.engine.rendezvous import World
+watchdog.STACKS_S = 1
+watchdog.c10d = types.SimpleNamespace(_dump_fr_trace_json=lambda: ctypes.PyDLL(None).sleep(3600))
+watchdog.Watchdog(World(0, 1, device("cpu")), 60, pathlib.Path({str(tmp_path)!r}))._end("over")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert ended.returncode == 1
+    assert (tmp_path / "rank-0000.txt").read_text().startswith("over\n")
+
+
+@pytest.mark.slow
 def test_a_rank_that_fails_alone_ends_all(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     ranks = start_ranks(faulty(command(digits, out)), 2, FAULT="fail 1 8 1")
     outputs = end(ranks, 90)
     assert "RuntimeError: the forward pass is broken" in outputs[1]
-    assert (
-        f"rank 1 on {HOST} failed: RuntimeError: the forward pass is broken"
-        in (out / "stacks" / "rank-0000.txt").read_text()
-    )
+    verdict = f"rank 1 on {HOST} failed: RuntimeError: the forward pass is broken"
+    assert verdict in (out / "stacks" / "rank-0000.txt").read_text()
+    status = json.loads((out / "status.json").read_text())
+    assert (status["status"], status["reason"]) == ("FAILED", verdict)
 
 
 # --------------------------------------------------------------------------------------------------------- signals

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
 def test_finished_is_a_summary_of_the_same_configuration(tmp_path: Path) -> None:
     folder, cfg = RunFolder(tmp_path), load(TINY)
     folder.claim()
-    folder.describe(cfg.to_yaml())
+    folder.describe(cfg.to_yaml(), {})
     assert not folder.is_finished(cfg)
     write_json(folder.summary, {"samples_seen": 2000})
     assert folder.is_finished(cfg)
@@ -137,18 +138,66 @@ def test_finished_is_a_summary_of_the_same_configuration(tmp_path: Path) -> None
 
 def test_a_run_describes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("HF_TOKEN", "Tr0ub4dor")
     folder, cfg = RunFolder(tmp_path), load(TINY)
     folder.claim()
     monkeypatch.setattr(sys, "argv", ["attvae", "train", "a file.yaml"])
-    folder.describe(cfg.to_yaml())
-    monkeypatch.setattr(sys, "argv", ["attvae", "train", "again.yaml"])
-    folder.describe(cfg.to_yaml())
+    folder.describe(cfg.to_yaml(), {"hosts": ["node-a"]})
+    monkeypatch.setattr(sys, "argv", ["attvae", "train", "again.yaml", "data.path=s3://me:pass@bucket", "Tr0ub4dor"])
+    folder.describe(cfg.to_yaml(), {"hosts": ["node-b"]})
     assert load(folder.config) == cfg
-    assert (tmp_path / "command.txt").read_text() == "attvae train 'a file.yaml'\nattvae train again.yaml\n"
+    commands = ["attvae train 'a file.yaml'", "attvae train again.yaml data.path=s3://***@bucket ***"]
+    assert (tmp_path / "command.txt").read_text().splitlines() == commands
     about = json.loads((tmp_path / "environment.json").read_text())
     assert about["world_size"] == 2
+    assert about["hosts"] == ["node-b"]
     assert about["python"] == ".".join(map(str, sys.version_info[:3]))
     assert about["packages"]["torch"].startswith("2.")
+
+
+def test_how_the_code_differs_from_its_commit_is_kept_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, folder = tmp_path / "checkout", RunFolder(tmp_path / "run")
+    checkout.mkdir()
+    folder.claim()
+    git = ["git", "-C", str(checkout), "-c", "user.name=me", "-c", "user.email=me@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (checkout / "code.py").write_text("one = 1\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(checkout / "code.py"))
+    folder.describe("", {})
+    assert not (folder.path / "git.diff").exists(), "there is no difference"
+
+    (checkout / "code.py").write_text("one = 2\npassword = 'correct horse'\n")
+    folder.describe("", {})
+    lines = (folder.path / "git.diff").read_text().splitlines()
+    assert [line for line in lines if line[:2] in ("-o", "+o", "+p")] == ["-one = 1", "+one = 2", "+password = '***'"]
+    monkeypatch.setattr(run_folder, "DIFF_LENGTH", 20)
+    folder.describe("", {})
+    cut = (folder.path / "git.diff").read_text()
+    assert cut.startswith("diff --git a/code.py\n... ")
+
+    (checkout / "code.py").write_text("one = 1\n")
+    folder.describe("", {})
+    assert not (folder.path / "git.diff").exists(), "that of an earlier start is gone"
+
+
+def test_the_status_is_recorded_without_secrets(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.record_status("FAILED", "OSError: s3://me:pass@bucket")
+    found = json.loads(folder.status.read_text())
+    assert (found["status"], found["reason"]) == ("FAILED", "OSError: s3://***@bucket")
+    assert found["time"] == pytest.approx(time.time(), abs=5)
+
+
+def test_a_run_goes_on_in_mlflow_with_the_run_of_its_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.go_on_in_mlflow("abc")
+    assert folder.mlflow_run_id() == "abc"
+    folder.go_on_in_mlflow("other")
+    assert folder.mlflow_run_id() == "abc", "the folder knows better"
 
 
 # -------------------------------------------------------------------------------------------------------- whole or not

@@ -3,9 +3,12 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+from launched import arguments, start
+from spawn import free_port
 from test_cli import COMMAND, ROOT, TINY, assert_bad_input, contents, run
 
 SPEC = "data.spec={height: 8, width: 8, channels: 1, num_bits: 8, max_value: 16, binary: true}"
@@ -55,7 +58,7 @@ def test_16_nodes_of_8_gpus(config: Path, more: list[str], steps: str, stage: in
         f"deepspeed --hostfile hostfile launch/train.py {arguments}",
         "python launch/torchrun.py --nnodes 16 --node-rank N --nproc-per-node 8 --master-addr HOST "
         f"launch/train.py {arguments}",
-        f"sbatch --nodes 16 --gpus-per-node 8 launch/slurm.sbatch {arguments}",
+        f"sbatch --nodes 16 --gpus-per-node 8 --cpus-per-task 64 launch/slurm.sbatch {arguments}",
     ):
         assert f"  {command_line}\n" in result.stdout
     assert contents(tmp_path) == {}
@@ -69,6 +72,25 @@ def test_one_node_needs_no_hostfile(tmp_path: Path) -> None:
     assert "hostfile" not in result.stdout
     same_batch = result.stdout.split("Predicted, 100 images in each update")[1]
     assert [line.split("│")[1].strip(" *") for line in same_batch.splitlines() if line.startswith("│")] == list("124")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 2), (2, 1)])
+def test_the_command_for_torchrun_runs_as_printed(nodes: int, gpus: int, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    asked = ["train", *arguments(digits, out, "engine.device=cpu", "train.samples=400", "tracking.mlflow=false")]
+    planned = run([*COMMAND, *asked, "--dry-run", "--nodes", str(nodes), "--gpus-per-node", str(gpus)], ROOT)
+    (line,) = re.findall(r"^  python (launch/torchrun.py .*)$", planned.stdout, re.MULTILINE)
+    port = str(free_port())
+    started = []
+    for number in range(nodes):
+        here = {"N": str(number), "HOST": "localhost"}
+        program = [sys.executable, *(here.get(word, word) for word in shlex.split(line))]
+        started.append(start(program, PET_MASTER_PORT=port) if nodes > 1 else start(program))
+    for each in started:
+        output, _ = each.communicate(timeout=120)
+        assert each.returncode == 0, output
+    assert json.loads((out / "environment.json").read_text())["world_size"] == 2
 
 
 def test_the_rate_of_a_run_and_constants_of_ones_own(tmp_path: Path) -> None:

@@ -32,19 +32,33 @@ def write_stub(path: Path, *lines: str) -> None:
     path.chmod(0o755)
 
 
-def run_script(folder: Path, code: int, cwd: Path = REPOSITORY, **environment: str) -> tuple[int, list[str], str]:
-    """On the second of two nodes. Its exit code, the commands of Slurm and Python that it ran, what it said."""
+def run_script(folder: Path, *codes: int, cwd: Path = REPOSITORY, **environment: str) -> tuple[int, list[str], str]:
+    """On nodes whose ranks return these codes. Its own, the commands of Slurm and Python that it ran, what it said."""
     stubs, log = folder / "stubs", folder / "log"
     stubs.mkdir()
     write_stub(
         stubs / "srun",
         f'echo "srun cpus=$SRUN_CPUS_PER_TASK" >> {log}',
         'while [ "$1" != bash ]; do shift; done',
-        'SLURM_NODEID=1 exec "$@"',
+        "highest=0",
+        f"for node in {' '.join(map(str, range(len(codes))))}; do",
+        "    code=0",
+        '    SLURM_NODEID=$node SLURMD_NODENAME=node$((7 + node)) "$@" || code=$?',
+        "    ((code <= highest)) || highest=$code",
+        "done",
+        "exit $highest",
     )
-    write_stub(stubs / "python", f'echo "python $*" >> {log}', f"exit {code}")
-    write_stub(stubs / "squeue", 'echo "${STATE:-RUNNING}"')
+    write_stub(
+        stubs / "python", f'echo "python $*" >> {log}', f"codes=({' '.join(map(str, codes))})", "exit ${codes[$3]}"
+    )
+    write_stub(
+        stubs / "squeue",
+        f"echo squeue >> {log}",
+        f"(($(grep --count squeue {log}) > ${{BUSY:-0}})) || exit 1",
+        'echo "${STATE:-RUNNING}"',
+    )
     write_stub(stubs / "scontrol", f'echo "scontrol $*" >> {log}')
+    write_stub(stubs / "sleep")
     job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURMD_NODENAME": "node7"}
     done = subprocess.run(
         ["bash", REPOSITORY / SCRIPT, "configs/demo.yaml", "train.lr=1e-3"],
@@ -64,38 +78,50 @@ def run_script(folder: Path, code: int, cwd: Path = REPOSITORY, **environment: s
 def test_each_node_is_a_torchrun_with_a_rank_for_each_gpu(
     tmp_path: Path, environment: dict[str, str], ranks: int
 ) -> None:
-    code, commands, _ = run_script(tmp_path, 0, SLURM_CPUS_PER_TASK="64", **environment)
+    code, commands, _ = run_script(tmp_path, 0, 0, SLURM_CPUS_PER_TASK="64", **environment)
     assert code == 0
     assert commands == [
         "srun cpus=64",
-        f"python launch/torchrun.py --node-rank 1 --nnodes 2 --nproc-per-node {ranks} --master-addr node7 "
-        "--master-port 23456 launch/train.py configs/demo.yaml train.lr=1e-3",
+        *(
+            f"python launch/torchrun.py --node-rank {node} --nnodes 2 --nproc-per-node {ranks} --master-addr node7 "
+            "--master-port 23456 launch/train.py configs/demo.yaml train.lr=1e-3"
+            for node in (0, 1)
+        ),
     ]
 
 
 @pytest.mark.parametrize(
-    ("code", "environment", "requeued"),
+    ("codes", "environment", "returned"),
     [
-        (75, {}, True),
-        (128 + 10, {}, True),  # SIGUSR1 before anything listened
-        (128 + 15, {}, True),
-        (75, {"SLURM_RESTART_COUNT": "19"}, True),
-        (75, {"SLURM_RESTART_COUNT": "20"}, False),
-        (75, {"SLURM_RESTART_COUNT": "20", "ATTVAE_MAX_REQUEUES": "21"}, True),
-        (75, {"STATE": "COMPLETING"}, False),  # cancelled
-        (1, {}, False),
-        (2, {}, False),
-        (128 + 9, {}, False),
-        (0, {}, False),
+        ((75, 75), {}, None),
+        ((75, 128 + 10), {}, None),  # SIGUSR1 before anything listened
+        ((128 + 15, 128 + 15), {}, None),
+        ((75, 0), {}, None),
+        ((75, 75), {"SLURM_RESTART_COUNT": "19"}, None),
+        ((75, 75), {"SLURM_RESTART_COUNT": "20"}, 75),
+        ((75, 75), {"SLURM_RESTART_COUNT": "20", "ATTVAE_MAX_REQUEUES": "21"}, None),
+        ((75, 75), {"STATE": "COMPLETING"}, 75),  # cancelled
+        ((75, 75), {"BUSY": "2"}, None),
+        ((75, 75), {"BUSY": "3"}, 75),
+        ((75, 1), {}, 1),
+        ((2, 75), {}, 2),
+        ((75, 128 + 9), {}, 128 + 9),
+        ((128 + 9, 2), {}, 2),  # killed for waiting
+        ((127, 127), {}, 127),  # no python
+        ((0, 0), {}, 0),
     ],
 )
 def test_only_what_was_stopped_is_requeued(
-    tmp_path: Path, code: int, environment: dict[str, str], requeued: bool
+    tmp_path: Path, codes: tuple[int, int], environment: dict[str, str], returned: int | None
 ) -> None:
-    returned, commands, said = run_script(tmp_path, code, **environment)
-    assert ("scontrol requeue 123456" in commands) == requeued
-    assert requeued or returned == code
+    """None: it is requeued."""
+    code, commands, said = run_script(tmp_path, *codes, **environment)
+    assert ("scontrol requeue 123456" in commands) == (returned is None)
+    assert code == (returned or 0)
     assert ("ATTVAE_MAX_REQUEUES=20" in said) == (environment == {"SLURM_RESTART_COUNT": "20"})
+    assert ("squeue does not say" in said) == (environment == {"BUSY": "3"})
+    for number, each in enumerate(codes, 7):
+        assert (f"node{number} ends with {each}\n" in said) == (each not in (0, 75, 128 + 10, 128 + 15))
 
 
 def test_elsewhere_than_in_the_repository_it_says_so(tmp_path: Path) -> None:
@@ -114,10 +140,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     assert not cluster.processes()
 
 
-def submit(cluster: SlurmCluster, digits: Path, out: Path, *overrides: str, **environment: str) -> str:
+def submit(
+    cluster: SlurmCluster, digits: Path, out: Path, *overrides: str, sources: Path = REPOSITORY, **environment: str
+) -> str:
     """The job's number. Two nodes with a rank each; the job's log is beside the run folder."""
     return cluster.run(
-        *("sbatch", "--parsable", "--nodes", "2", "--chdir", REPOSITORY, "--output", log_of(out)),
+        *("sbatch", "--parsable", "--nodes", "2", "--chdir", sources, "--output", log_of(out)),
         *(REPOSITORY / SCRIPT, *arguments(digits, out, "data.workers=1", *overrides)),
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         DS_ACCELERATOR="cpu",
@@ -199,7 +227,7 @@ def test_a_job_that_is_preempted_signalled_and_cancelled_ends_as_an_undisturbed_
 
 
 @pytest.mark.slurm
-def test_each_node_says_bad_input_once_and_the_job_is_not_requeued(
+def test_bad_input_is_said_once_and_the_job_is_not_requeued(
     cluster: SlurmCluster, digits: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -207,5 +235,42 @@ def test_each_node_says_bad_input_once_and_the_job_is_not_requeued(
     wait_for_state(cluster, job, "FAILED", out)
     assert (cluster.job(job)["ExitCode"], cluster.job(job)["Restarts"]) == ("2:0", "0")
     output = log_of(out).read_text()
-    assert output.count("train.global_batch") == 2, output
+    assert output.count("train.global_batch") == 1, output
     assert "Traceback" not in output
+
+
+def other_launcher(folder: Path, program: str) -> Path:
+    """A copy of the repository whose `launch/torchrun.py` is this one."""
+    (folder / "launch").mkdir(parents=True)
+    for part in ("configs", "launch/train.py"):
+        (folder / part).symlink_to(REPOSITORY / part)
+    (folder / "launch" / "torchrun.py").write_text(program)
+    return folder
+
+
+ENDS_WITH = """
+import os, sys
+sys.exit((1, 75)[int(os.environ["SLURM_NODEID"])])
+"""
+
+BAD_INPUT_ON_ONE = f"""
+import os, sys
+bad = ["train.global_batch=99"] if os.environ["SLURM_NODEID"] == "1" else []
+os.execv(sys.executable, [sys.executable, "{REPOSITORY}/launch/torchrun.py", *sys.argv[1:], *bad])
+"""
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("program", "code", "said"), [(ENDS_WITH, 1, "ends with 1"), (BAD_INPUT_ON_ONE, 2, "global_batch")]
+)
+def test_what_one_node_returns_is_not_hidden_by_the_other(
+    program: str, code: int, said: str, cluster: SlurmCluster, digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    job = submit(cluster, digits, out, sources=other_launcher(tmp_path / "sources", program))
+    wait_for_state(cluster, job, "FAILED", out)
+    output = log_of(out).read_text()
+    assert (cluster.job(job)["ExitCode"], cluster.job(job)["Restarts"]) == (f"{code}:0", "0"), output
+    assert said in output
+    assert not processes_of(out)

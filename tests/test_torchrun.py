@@ -31,6 +31,38 @@ def rank_1(agent: psutil.Process) -> psutil.Process:
     return found
 
 
+RANK = """
+import os, signal, sys, time
+code = sys.argv[1:][int(os.environ["RANK"])]
+if code != "unprepared":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(int(code)))
+os.write(1, b"ready\\n")  # in one piece
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "code"),
+    [
+        (("75", "75"), 75),
+        (("75", "unprepared"), 75),  # ended by the signal
+        (("75", "1"), 1),  # has not saved
+        (("2", "75"), 2),
+        (("0", "0"), 0),
+    ],
+)
+def test_after_a_signal_a_rank_that_failed_is_not_stopped(ranks: tuple[str, str], code: int, tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text(RANK)
+    process = start([sys.executable, *OURS, "--standalone", "--nproc-per-node", "2", str(program), *ranks])
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in ranks] == ["ready\n"] * 2
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_signal_to_torchrun_or_a_rank_saves(digits: Path, tmp_path: Path) -> None:

@@ -217,17 +217,32 @@ def test_host_that_cannot_be_reached(hosts: tuple[Host, Host], digits: Path, tmp
     assert "1/2 clients joined" in output
 
 
-def test_master_port_of_another_program(hosts: tuple[Host, Host], digits: Path, tmp_path: Path) -> None:
+def test_host_that_torchrun_cannot_reach(hosts: tuple[Host, Host], digits: Path, tmp_path: Path) -> None:
+    hosts[1].cut()
+    launchers = torchrun(*hosts, ["--rdzv-conf", "timeout=5", *train(digits, tmp_path / "run")], tmp_path)
+    said = outputs(launchers, SLOW_S)
+    for number, (launcher, output) in enumerate(zip(launchers, said, strict=True)):
+        assert launcher.returncode == 1
+        assert f"node {number} on {hosts[number].name} has not met the other ranks at host-a:29500" in output
+        assert "Traceback" not in output
+    assert "1/2 clients joined" in said[0]
+
+
+@pytest.mark.parametrize(("launcher", "place"), [(no_ssh, "rank"), (torchrun, "node")], ids=["no_ssh", "torchrun"])
+def test_master_port_of_another_program(
+    launcher: Launcher, place: str, hosts: tuple[Host, Host], digits: Path, tmp_path: Path
+) -> None:
     a, _ = hosts
     listen = "import socket; s = socket.create_server(('', 29500)); print('open', flush=True); s.accept()[0].recv(0)"
     other = a.start([sys.executable, "-c", f"{listen}; __import__('time').sleep(600)"])
     assert other.stdout is not None
     other.stdout.readline()
-    launchers = no_ssh(*hosts, train(digits, tmp_path / "run"), tmp_path)
-    said = outputs(launchers, SLOW_S)
-    for launcher, output, rank in zip(launchers, said, ("rank 0 on host-a", "rank 1 on host-b"), strict=True):
-        assert launcher.returncode
-        assert f"{rank} finds another program, or another run, at host-a:29500" in output
+    launchers = launcher(*hosts, train(digits, tmp_path / "run"), tmp_path)
+    said = outputs(launchers, 60)
+    for number, (process, output) in enumerate(zip(launchers, said, strict=True)):
+        assert process.returncode
+        where = f"{place} {number} on {hosts[number].name}"
+        assert f"{where} finds another program, or another run, at host-a:29500" in output
         assert "--master_port" in output
         assert "Traceback" not in output
 

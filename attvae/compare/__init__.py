@@ -1,0 +1,1 @@
+"""Runs side by side: tables on a terminal, one page for a browser."""

@@ -9,6 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from attvae.data.config import Flip
 from attvae.seeding import Purpose, generators, words
+from attvae.spec import DataSpec
 
 
 class Augment(NamedTuple):
@@ -32,6 +33,16 @@ class Augment(NamedTuple):
 
 def channels_first(pixels: Shaped[ndarray, "b h w c"]) -> Shaped[ndarray, "b c h w"]:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def for_evaluation(
+    pixels: Shaped[ndarray, "b h w c"], spec: DataSpec, seed: int, ids: Int64[ndarray, "b"], draw: int
+) -> Shaped[ndarray, "b c h w"]:
+    """Unchanged images, or the binarisation that belongs to (sample id, draw); channels first, contiguous."""
+    x = channels_first(pixels)
+    if not spec.binary:
+        return x
+    return binarise(x, spec.max_value, seed, Purpose.EVALUATE_BINARISE, ids, np.full_like(ids, draw))
 
 
 def flip(pixels: Shaped[ndarray, "b h w c"], axes: Flip, draws: UInt64[ndarray, "b 2"]) -> Shaped[ndarray, "b c h w"]:

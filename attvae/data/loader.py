@@ -26,7 +26,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from attvae.data.augment import Augment, binarise, channels_first
+from attvae.data.augment import Augment, binarise, for_evaluation
 from attvae.data.config import DataConfig, OnDamage
 from attvae.data.decode import Sample, decode, pixel_type
 from attvae.data.manifest import Manifest, Split
@@ -299,11 +299,7 @@ def _augment_train(batch: Collated, augment: Augment, spec: DataSpec, seed: int)
 
 
 def _augment_eval(batch: Collated, spec: DataSpec, seed: int, draw: int) -> Collated:
-    x = channels_first(batch.pop("pixels"))
-    if spec.binary:
-        draws = np.full_like(batch["ids"], draw)
-        x = binarise(x, spec.max_value, seed, Purpose.EVALUATE_BINARISE, batch["ids"], draws)
-    return batch | {"x": x}
+    return batch | {"x": for_evaluation(batch.pop("pixels"), spec, seed, batch["ids"], draw)}
 
 
 def _to_tensor(batch: Collated) -> Collated:

@@ -12,15 +12,16 @@ import psutil
 def set_environment_defaults(run: Path) -> None:
     """Sets what is not set, before torch.distributed is used.
 
-    * TORCH_FR_DUMP_TEMP_FILE, TORCH_NCCL_DUMP_ON_TIMEOUT: when a collective of NCCL does not end, each rank's flight
-      recorder, which torch keeps running, leaves the last ones as `nccl-rank-<rank>` in the run folder.
+    * TORCH_FR_DUMP_TEMP_FILE, TORCH_NCCL_DUMP_ON_TIMEOUT: when NCCL itself finds an error in a collective, each rank's
+      flight recorder, which torch keeps running, leaves the last ones as `nccl-rank-<rank>` in the run folder. NCCL's
+      own time limit is longer than the watchdog's, which writes that record where ranks hang.
     * GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME: the interface towards the first rank's host. gloo by itself takes the one
       that the host's own name stands for, and that is often the loopback.
     * TRITON_CACHE_DIR, TORCH_EXTENSIONS_DIR: what is compiled stays on the node. Their defaults are in the home folder,
       which nodes often share: a lock that a killed compilation leaves there stops all of them.
 
     Args:
-        run: the run folder, which exists before the first collective.
+        run: the run folder, which need not exist yet.
     """
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(run.absolute() / "nccl-rank-"))

@@ -72,9 +72,17 @@ def device_of_this_rank(asked: Device = "auto") -> torch.device:
 
 
 class FailedOnAnotherRankError(RuntimeError):
-    """Another rank has raised, and reports, the error that ends this rank too."""
+    """Another rank has raised, and reports, the error that ends this rank too.
+
+    Attributes:
+        bad_input: whether that is a ValueError: the exit code is the same on all ranks.
+    """
 
     known_to_all = True
+
+    def __init__(self, rank: int, *, bad_input: bool) -> None:
+        super().__init__(f"rank {rank} says why")
+        self.bad_input = bad_input
 
 
 @dataclass(frozen=True)
@@ -127,21 +135,22 @@ class World:
         Raises:
             FailedOnAnotherRankError: on the other ranks, when `make` raised on rank 0.
         """
-        outcome: list[tuple[bool, T | None]] = [(False, None)]
+        outcome: list[tuple[int, T | None]] = [(_SUCCEEDED, None)]
         failure: Exception | None = None
         if self.rank == 0:
             try:
-                outcome = [(True, make())]
+                outcome = [(_SUCCEEDED, make())]
             except Exception as error:
                 failure = error
+                outcome = [(_kind(error), None)]
         self.phases.entered += 1
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if failure is not None:
             raise _known_to_all(failure)
-        succeeded, value = outcome[0]
-        if not succeeded:
-            raise FailedOnAnotherRankError("rank 0 says why")
+        how, value = outcome[0]
+        if how != _SUCCEEDED:
+            raise FailedOnAnotherRankError(0, bad_input=how == _BAD_INPUT)
         return value  # type: ignore[return-value]
 
     def all_or_none(self, make: Callable[[], T]) -> T:
@@ -158,17 +167,25 @@ class World:
             failure = error
         asked = self.stop.reason
         told = torch.zeros(self.size + len(REASONS), dtype=torch.int32)
-        told[self.rank] = failure is not None
+        told[self.rank] = _SUCCEEDED if failure is None else _kind(failure)
         if asked is not None:
             told[self.size + REASONS.index(asked)] = 1
         failed, reasons = self.sum(told).cpu().split([self.size, len(REASONS)])
         if failure is not None and not failed[: self.rank].any():
             raise _known_to_all(failure)
         if failed.any():
-            raise FailedOnAnotherRankError(f"rank {int(failed.nonzero()[0])} says why")
+            first = int(failed.nonzero()[0])
+            raise FailedOnAnotherRankError(first, bad_input=int(failed[first]) == _BAD_INPUT)
         if reasons.any():
             raise StopRequestedError(REASONS[int(reasons.nonzero()[0])])
         return value
+
+
+_SUCCEEDED, _FAILED, _BAD_INPUT = range(3)
+
+
+def _kind(error: Exception) -> int:
+    return _BAD_INPUT if isinstance(error, ValueError) else _FAILED
 
 
 def _known_to_all(error: Exception) -> Exception:
@@ -182,55 +199,76 @@ def is_known_to_all(error: Exception) -> bool:
 
 
 def join(stop: StopRequest | None = None, patience_s: float = 600, device: Device = "auto") -> World:
-    """Joins the process group that the launcher's environment describes, or makes one of a single process.
+    """Meets the other ranks, and connects with them: what `meet` and `connect` do, and raise."""
+    world = meet(stop, patience_s, device)
+    connect(world, patience_s)
+    return world
+
+
+def meet(stop: StopRequest | None = None, patience_s: float = 600, device: Device = "auto") -> World:
+    """Finds the ranks that the launcher's environment describes, or makes a world of a single process.
 
     Args:
         stop: what the ranks will agree on beside their work.
-        patience_s: how long a rank waits for another in a collective, and here unless that is longer than MEET_S.
+        patience_s: how long a rank waits here for another, unless that is longer than MEET_S.
         device: `engine.device`.
 
     Raises:
-        ValueError: a rank has no such device; that rank says so, the others end with FailedOnAnotherRankError.
+        ValueError: a rank has no such device; that rank says so, the others end with FailedOnAnotherRankError. Or the
+            launcher's environment does not say where to meet.
         ConnectionError: not all ranks came, or another program has the port at which they meet; every rank that came
             says so.
     """
     rank, size = rank_from_environment()
-    stop = stop or StopRequest()
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    timeout = timedelta(seconds=patience_s)
     store: Store = HashStore()
     if size > 1:
-        store, rank, size = _meet(rank, min(timeout, timedelta(seconds=MEET_S)))
-    here = _device_once_all_have_one(device, store, rank, size)
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    backend = "nccl" if here.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    return World(rank, size, here, store, stop)
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ValueError(
+                f"WORLD_SIZE={size} in the environment, but no {' and no '.join(missing)}, where the ranks could meet: "
+                "start them with a launcher (launch/README.md), or unset WORLD_SIZE"
+            )
+        store, rank, size = _meet(rank, timedelta(seconds=min(patience_s, MEET_S)))
+    return World(rank, size, _device_once_all_have_one(device, store, rank, size), store, stop or StopRequest())
+
+
+def connect(world: World, patience_s: float) -> None:
+    """Makes the process group: gloo connects the ranks here, NCCL in the first collective.
+
+    Args:
+        patience_s: how long a rank waits for another, here and in a collective.
+    """
+    backend = "gloo"
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+        backend = "nccl"
+    world.phases.entered += 1
+    timeout = timedelta(seconds=patience_s)
+    dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=world.size, timeout=timeout)
 
 
 def _meet(rank: int, timeout: timedelta) -> tuple[Store, int, int]:
     here, place = f"rank {rank} on {socket.gethostname()}", f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         if rank != 0:
-            _wait_for_store(here, place, timeout)
+            wait_for_store(here, place, timeout)
         store, rank, size = next(rendezvous("env://", timeout=timeout))
     except dist.DistError as error:
         if "EADDRINUSE" in str(error):
-            raise _occupied(here, place) from error
-        raise _not_met(here, place, str(error)) from error
+            raise occupied(here, place) from error
+        raise not_met(here, place, str(error)) from error
     # A launcher that restarts its ranks keeps its store.
     store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank == 0:
         store.set("size", str(size))
     if int(store.get("size")) != size or store.add(f"joined/{rank}", 1) > 1:
-        raise _occupied(here, place)  # by the ranks of another run, whose store this is
+        raise occupied(here, place)  # by the ranks of another run, whose store this is
     return store, rank, size
 
 
-def _wait_for_store(here: str, place: str, timeout: timedelta) -> None:
+def wait_for_store(here: str, place: str, timeout: timedelta) -> None:
     """Until rank 0 has opened the store. torch would wait for ever for another program to answer as one.
 
     Raises:
@@ -244,7 +282,7 @@ def _wait_for_store(here: str, place: str, timeout: timedelta) -> None:
             break
         except OSError as error:
             if time.monotonic() > deadline:
-                raise _not_met(here, place, str(error)) from error
+                raise not_met(here, place, str(error)) from error
             time.sleep(POLL_S)
     found: list[Store] = []
 
@@ -258,17 +296,17 @@ def _wait_for_store(here: str, place: str, timeout: timedelta) -> None:
     asking.start()
     asking.join(2 * ANSWER_S)
     if not found:
-        raise _occupied(here, place)
+        raise occupied(here, place)
 
 
-def _occupied(here: str, place: str) -> ConnectionError:
+def occupied(here: str, place: str) -> ConnectionError:
     return ConnectionError(
         f"{here} finds another program, or another run, at {place}, where the ranks should meet: end it, or choose "
         "another port (--master_port of deepspeed, --master-port of torchrun, MASTER_PORT)"
     )
 
 
-def _not_met(here: str, place: str, why: str) -> ConnectionError:
+def not_met(here: str, place: str, why: str) -> ConnectionError:
     return ConnectionError(
         f"{here} has not met the other ranks at {place} ({why}): see that all hosts have started their ranks and "
         "reach this address"
@@ -298,7 +336,7 @@ def _device_once_all_have_one(asked: Device, store: Store, rank: int, size: int)
         return device
     if rank == first and failure is not None:
         raise _known_to_all(failure)
-    raise FailedOnAnotherRankError(f"rank {first} says why")
+    raise FailedOnAnotherRankError(first, bad_input=True)
 
 
 def leave() -> None:

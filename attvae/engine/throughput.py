@@ -57,23 +57,25 @@ class Throughput:
 
         Returns:
             `perf/images_per_s` of the phases data, forward, backward and step alone; of each of them
-            `perf/<phase>_s_min`, `_mean` and `_max` over the ranks, in seconds per update;
+            `perf/<phase>_s_min`, `_mean` and `_max` over the ranks, in seconds per update, and of all together as
+            `perf/update_s_*`;
             `perf/peak_memory_gb_*` likewise, since the start of the process, in 10^9 bytes; `perf/tflops`, model FLOPs
             a second and rank; `perf/mfu`, those of all ranks as a fraction of the peak of all.
         """
         seconds = self._world.phases.take()
         updates = images / self._global_batch
         own = [seconds.get(phase, 0.0) / updates for phase in TRAINING_PHASES]
-        ranks = self._world.gather([*own, peak_memory_bytes(self._world.device) / 1e9])
-        # Where one rank writes pictures, the others wait for it in their next phase: the shortest time is training.
-        images_per_s = self._global_batch / max(min(sum(rank[:-1]) for rank in ranks), 1e-9)
-        tflops = images_per_s * self._flops_per_image / 1e12
-        figures = {"perf/images_per_s": images_per_s}
-        names = [*(f"{phase}_s" for phase in TRAINING_PHASES), "peak_memory_gb"]
+        ranks = self._world.gather([*own, sum(own), peak_memory_bytes(self._world.device) / 1e9])
+        figures: dict[str, float] = {}
+        names = [*(f"{phase}_s" for phase in TRAINING_PHASES), "update_s", "peak_memory_gb"]
         for name, values in zip(names, zip(*ranks, strict=True), strict=True):
             figures[f"perf/{name}_min"] = min(values)
             figures[f"perf/{name}_mean"] = sum(values) / len(values)
             figures[f"perf/{name}_max"] = max(values)
+        # Where one rank writes pictures, the others wait for it in their next phase: the shortest time is training.
+        images_per_s = self._global_batch / max(figures["perf/update_s_min"], 1e-9)
+        tflops = images_per_s * self._flops_per_image / 1e12
+        figures["perf/images_per_s"] = images_per_s
         return figures | {"perf/tflops": tflops / self._world.size, "perf/mfu": tflops / self._peak_tflops}
 
 

@@ -1,6 +1,7 @@
-"""Ends all ranks when one of them hangs, fails or is gone, says which, and keeps the stacks of the others."""
+"""Ends all ranks when one of them hangs, fails or is gone, says which, and keeps what the others were doing."""
 
 import faulthandler
+import itertools
 import os
 import socket
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from attvae.engine.rendezvous import World
@@ -26,6 +28,9 @@ UNANSWERED_BEATS = 30
 
 Longer than SILENT_BEATS: where the host of the store only slows down, or the network loses a few packets, none ends.
 """
+
+ABSENT_BEATS = 30
+"""A rank that has met the others, and shows no first sign for so long, does not come."""
 
 STACKS_S = 10.0
 """How long the stacks may take to be written: the disk may be what hangs, or on a host that is gone."""
@@ -59,30 +64,42 @@ class Watchdog:
     """
 
     def __init__(self, world: World, hang_s: float, stacks: Path) -> None:
-        """Collective.
+        """Waits for no other rank, and needs no collective: it watches over the first one too.
 
         Args:
-            stacks: folder for the stacks of all threads, a file a rank; made when there is something to keep.
+            stacks: folder for the stacks of all threads, and the last collectives, a file a rank; made when there is
+                something to keep.
+
+        Raises:
+            ConnectionError: the ranks' common store is gone.
         """
         self._world = world
         self._hang_s = hang_s
         self._stacks = stacks
-        self._store = PrefixStore("watchdog", world.store.clone())  # type: ignore[attr-defined]
-        self._store.set_timeout(timedelta(seconds=hang_s))
+        self.record_verdict: Callable[[str], None] = lambda verdict: None
+        """Called before a verdict ends this process, on a thread of its own that may take STACKS_S."""
         self._unanswered_beats = 0
         self._ended = threading.Event()
+        self._hosts = {world.rank: socket.gethostname()}
+        self._neighbours: dict[int, int] = {}
+        self._all_known = False
         self._silent_beats = [0] * world.size
         self._still_beats = 0
         self._signs: list[_Sign] = []
-        self._show(0)
-        found = world.gather((socket.gethostname(), _pid_space(), os.getpid()))
-        self._hosts = [host for host, _, _ in found]
-        self._neighbours = {rank: pid for rank, (_, space, pid) in enumerate(found) if space == _pid_space()}
         self._threads = [
-            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._watch_store)
+            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._watch_store, self._watch)
         ]
-        for thread in self._threads:
-            thread.start()
+        watch_store, watch = self._threads
+        watch_store.start()  # a clone of a store that does not answer takes its time
+        try:
+            self._store = PrefixStore("watchdog", world.store.clone())  # type: ignore[attr-defined]
+            self._store.set_timeout(timedelta(seconds=hang_s))
+            self._show(0)
+            self._store.set(f"who/{world.rank}", f"{socket.gethostname()} {os.getpid()} {_pid_space()}")
+        except dist.DistError as error:
+            self._ended.set()
+            raise ConnectionError(f"{self._keeper()} is gone: {error}") from error
+        watch.start()
 
     def report(self, error: BaseException) -> None:
         """Ends the other ranks: this one fails alone. Or this one, where the error is that another has ended."""
@@ -115,14 +132,13 @@ class Watchdog:
         asking.join(UNANSWERED_BEATS * BEAT_S)
 
     def _watch(self) -> None:
-        beat = 0
-        while not self._ended.wait(BEAT_S):
-            beat += 1
+        for beat in itertools.count(1):
             try:
                 self._show(beat)
                 if self._store.check(["verdict"]):
                     self._end(self._store.get("verdict").decode())
-                if self._is_judge and (verdict := self._judge()):
+                self._all_known = self._all_known or self._know()
+                if self._is_judge and (verdict := self._judge() if self._all_known else self._absent(beat)):
                     self._give_verdict(verdict)
                     self._say(verdict)
                     time.sleep(3 * BEAT_S)  # for the others, who read it in the store, which may be this process's
@@ -133,6 +149,8 @@ class Watchdog:
                     self._say(verdict)
                     self._end(verdict)
             self._unanswered_beats = 0
+            if self._ended.wait(BEAT_S):
+                return
 
     def _watch_store(self) -> None:
         """The store has no time limit of its own for one who stops without closing its connections."""
@@ -144,7 +162,28 @@ class Watchdog:
                 self._end(verdict)
 
     def _keeper(self) -> str:
-        return f"rank 0 on {self._hosts[0]}, or the launcher there, which keeps the ranks' common store,"
+        host = self._hosts.get(0) or os.environ["MASTER_ADDR"]
+        return f"rank 0 on {host}, or the launcher there, which keeps the ranks' common store,"
+
+    def _know(self) -> bool:
+        """Whether the judges know who all ranks are, and the others who the first one is."""
+        ranks = range(self._world.size if self._is_judge else 1)
+        keys = [f"who/{rank}" for rank in ranks]
+        if not self._store.check(keys):
+            return False
+        for rank, told in zip(ranks, self._store.multi_get(keys), strict=True):
+            host, pid, space = told.decode().split(" ", 2)
+            self._hosts[rank] = host
+            if space == _pid_space():
+                self._neighbours[rank] = int(pid)
+        return True
+
+    def _absent(self, beat: int) -> str | None:
+        if beat < ABSENT_BEATS:
+            return None
+        absent = [rank for rank in range(self._world.size) if not self._store.check([f"who/{rank}"])]
+        silence = f"no sign of life for {ABSENT_BEATS * BEAT_S:g} s since it met the others"
+        return f"{self._named(absent)} {_are(absent)} gone: {silence}" if absent else None
 
     def _show(self, beat: int) -> None:
         phases = self._world.phases
@@ -176,9 +215,9 @@ class Watchdog:
         return None
 
     def _named(self, ranks: list[int]) -> str:
-        """`rank 1 on host-b`."""
-        hosts = list(dict.fromkeys(self._hosts[rank] for rank in ranks))
-        return f"rank{'s' if len(ranks) > 1 else ''} {_some(ranks)} on {_some(hosts)}"
+        """`rank 1 on host-b`; without hosts that are not known."""
+        hosts = list(dict.fromkeys(self._hosts[rank] for rank in ranks if rank in self._hosts))
+        return f"rank{'s' if len(ranks) > 1 else ''} {_some(ranks)}" + (f" on {_some(hosts)}" if hosts else "")
 
     def _places(self, ranks: list[int]) -> str:
         return ", ".join(dict.fromkeys(f"in {self._signs[rank].phase}" for rank in ranks))
@@ -206,18 +245,27 @@ class Watchdog:
     def _end(self, verdict: str) -> None:
         if self._ended.is_set():  # it ended as it should, meanwhile
             return
+        with suppress(OSError):  # should the last resort be needed: what blocks may hold Python's lock
+            faulthandler.dump_traceback_later(STACKS_S + 5, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
         writer = threading.Thread(target=self._write_stacks, args=(verdict,), name="watchdog", daemon=True)
         writer.start()
         writer.join(STACKS_S)
         os._exit(1)
 
     def _write_stacks(self, verdict: str) -> None:
+        rank = f"rank-{self._world.rank:04d}"
         with suppress(OSError):
-            self._stacks.mkdir(exist_ok=True)
-            with (self._stacks / f"rank-{self._world.rank:04d}.txt").open("w") as file:
+            self.record_verdict(verdict)
+        with suppress(OSError, RuntimeError, AttributeError):  # what torch has of the collectives is private to it
+            self._stacks.mkdir(parents=True, exist_ok=True)
+            with (self._stacks / f"{rank}.txt").open("w") as file:
                 file.write(f"{verdict}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file)
+            if self._world.device.type == "cuda":  # in the format, and by the names, of torch's analyser
+                (self._stacks / f"nccl-{rank}").write_bytes(c10d._dump_nccl_trace())  # type: ignore[attr-defined]
+            else:  # which does not understand gloo
+                (self._stacks / f"gloo-{rank}.json").write_bytes(c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
 
 
 def _are(ranks: list[int]) -> str:

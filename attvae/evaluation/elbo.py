@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from attvae.objective import bits_per_dim
 from attvae.spec import DataSpec
 
+ACTIVE_NATS = 0.1
+"""A layer whose KL is above this, in nats per image, is active: it tells the layers below something."""
+
 
 class Elbo(Protocol):
     """What a model's forward pass gives back: nll [B], kl [L, B], nelbo [B], in nats."""
@@ -35,6 +38,7 @@ class ElboFigures(NamedTuple):
             f"{group}/nll_nats": self.nll_nats,
             f"{group}/kl_nats": sum(self.kl_nats_per_layer),
             f"{group}/bits_per_dim": self.bits_per_dim,
+            f"{group}/active_layers": sum(kl > ACTIVE_NATS for kl in self.kl_nats_per_layer),
         }
         prefix = "kl" if group == "train" else f"{group}_kl"
         return figures | {f"{prefix}/layer_{i:02d}": kl for i, kl in enumerate(self.kl_nats_per_layer)}

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attvae.kernels.depth_attention.reference import depth_attention
+from attvae.kernels.depth_attention.reference import attention_weights, depth_attention
 from attvae.model.config import DepthAttentionConfig
 from attvae.model.layers import ChannelLayerNorm, gelu
 
@@ -50,6 +50,12 @@ class DecoderAttention(nn.Module):
             a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
         return context_BCHW, torch.addcmul(context_BCHW, self.gamma, a_BCHW)
 
+    def probabilities(
+        self, _context: Tensor, query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], _values: Sequence[Tensor]
+    ) -> Float[Tensor, "n b h w"]:
+        """What `forward` would weigh the slots with, for the same arguments; the first slot is the top layer's."""
+        return attention_weights(_scaled(query_BKHW, self.scale), keys_BKHW)
+
 
 class EncoderAttention(nn.Module):
     """A layer of the inference path attends to its own condition and to the deeper bottom-up features."""
@@ -80,6 +86,12 @@ class EncoderAttention(nn.Module):
         if self.layer_norm:
             a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
         return torch.addcmul(condition_BCHW, self.gamma, a_BCHW)
+
+    def probabilities(
+        self, query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], _values: Sequence[Tensor]
+    ) -> Float[Tensor, "n b h w"]:
+        """What `forward` would weigh the slots with, for the same arguments; the first slot is the layer's own."""
+        return attention_weights(_scaled(query_BKHW, self.scale), keys_BKHW)
 
 
 def _scale(config: DepthAttentionConfig) -> nn.Parameter | None:

@@ -5,7 +5,7 @@ W the image, h and w the map of the latents, K importance samples.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -177,6 +177,27 @@ class DeepVAE(nn.Module):
         finally:
             for module in modules:
                 module.muted = False
+
+    @contextmanager
+    def watched_depth_attention(self, watch: Callable[[str, Float[Tensor, "n b h w"]], None]) -> Iterator[None]:
+        """Within it, forward passes also compute the probabilities of each depth-wise attention, for `watch`.
+
+        Args:
+            watch: is called with the attention's name, as in `attention_gates`, and the probabilities over the slots n
+                at each pixel. Slot l of `decoder/layer_m` is the context of layer l = 0 ... m - 1, that of
+                `encoder/layer_m` is the feature m + l, up to that of the pre-processing; l = 0 is the layer's own.
+        """
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: watch(name, module.probabilities(*args).detach())
+            )
+            for name, module in self._attentions()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _attentions(self) -> Iterator[tuple[str, DecoderAttention | EncoderAttention]]:
         for i, layer in enumerate(self.layers):

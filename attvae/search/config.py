@@ -176,6 +176,11 @@ class SearchConfig(Config):
             raise ValueError(f"searcher=grid needs choice or int for every key, {endless[0]} is a range of reals")
         if self.ranks % self.nodes:
             raise ValueError(f"ranks={self.ranks} cannot be spread evenly over nodes={self.nodes}")
+        if self.gpus_per_rank % 1 and self.ranks > self.nodes:
+            raise ValueError(
+                f"gpus_per_rank={self.gpus_per_rank} lets the ranks of a trial share a GPU, which NCCL does not allow: "
+                "give whole GPUs, or one rank a machine"
+            )
         match self.scheduler:
             case Asha(first_rung=first) if first >= self.samples:
                 raise ValueError(

@@ -31,7 +31,7 @@ from ray.tune.search import SearchAlgorithm
 
 from attvae.config import RunConfig, flatten, load
 from attvae.engine.stop import StopRequestedError
-from attvae.run_folder import write_text
+from attvae.run_folder import RunFolder, write_text
 from attvae.search.config import Asha, Dimension, MedianStopping, Pbt, SearchConfig
 from attvae.search.results import read_trials
 from attvae.search.space import Point, first_points, planned_trials, trial_config
@@ -373,7 +373,8 @@ def _in_mlflow(search: SearchConfig, folder: SweepFolder) -> Iterator[dict[str, 
         raise
     finally:
         order = ranked(read_trials(folder), search.metric)
-        run.end(status, reason, [folder.generations(trial.id)[-1] for trial in order])
+        newest = [RunFolder(folder.generations(trial.id)[-1]) for trial in order]
+        run.end(status, reason, [each.mlflow_run_id() for each in newest])
 
 
 @contextmanager

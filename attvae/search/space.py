@@ -111,6 +111,11 @@ def check(search: SearchConfig, *, data_needed: bool = True) -> None:
     for key in search.space:
         if any(key == ours or key.startswith(f"{ours}.") for ours in _OURS):
             raise ValueError(f"space.{key}: a sweep sets this itself, or relies on it: search another key")
+        if isinstance(search.scheduler, Pbt) and search.space[key].when:
+            raise ValueError(
+                f"space.{key}: pbt changes every key by itself, and cannot heed when: leave it out, or use another "
+                "scheduler"
+            )
         fixed = not key.startswith(_CHANGEABLE) or key.startswith(_FIXED_BY_THE_WEIGHTS)
         if isinstance(search.scheduler, Pbt) and fixed:
             raise ValueError(

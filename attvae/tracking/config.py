@@ -1,13 +1,15 @@
 """Where MLflow keeps the runs."""
 
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Self
 
+from pydantic import Field, field_validator
+
 from attvae.spec import Config
+from attvae.tracking.secrets import without_secrets
 
 
 class TrackingConfig(Config):
@@ -21,8 +23,18 @@ class TrackingConfig(Config):
     artifacts: str = "runs/mlartifacts"
     experiment: str = "attvae"
     run_name: str | None = None
-    tags: dict[str, str] = {}
-    """Set on the run beside its own."""
+    tags: dict[str, str] = Field({}, description="set on the run beside its own")
+    register_as: str | None = None
+    """The trained model becomes a version of a registered model and gets an alias: "name@alias"."""
+
+    @field_validator("register_as")
+    @classmethod
+    def _is_name_and_alias(cls, value: str | None) -> str | None:
+        if value is not None:
+            from attvae.tracking.mlflow_model import registration
+
+            registration(value)
+        return value
 
     def with_environment(self) -> Self:
         """MLflow's own variables win: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
@@ -39,12 +51,7 @@ class TrackingConfig(Config):
     def ui_command(self) -> str:
         """The one line that shows the runs: a shell command, or the address of the server."""
         config = self.with_environment()
-        uri = without_password(config.uri)
+        uri = without_secrets(config.uri)
         # Next to the running python, unless the shell finds it by itself.
         mlflow = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
         return uri if config.on_server else f"{mlflow} ui --backend-store-uri {uri}"
-
-
-def without_password(text: str) -> str:
-    """`text` with the user and password of every URL in it struck out."""
-    return re.sub(r"://[^\s/]*@", "://***@", text)

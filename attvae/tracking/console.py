@@ -55,9 +55,6 @@ class Console:
     def image(self, samples_seen: int, name: str, path: Path) -> None:
         """A terminal shows no pictures."""
 
-    def artifact(self, path: Path) -> None:
-        """Nothing to show."""
-
     def note(self, text: str) -> None:
         """A line that stays, e.g. where the run is resumed from."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -20,10 +20,6 @@ class FanOut:
         for tracker in self._trackers:
             tracker.image(samples_seen, name, path)
 
-    def artifact(self, path: Path) -> None:
-        for tracker in self._trackers:
-            tracker.artifact(path)
-
     def close(self, status: Status, reason: str = "") -> None:
         for tracker in self._trackers:
             tracker.close(status, reason)

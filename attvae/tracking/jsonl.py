@@ -60,9 +60,6 @@ class Journal:
     def image(self, samples_seen: int, name: str, path: Path) -> None:
         """Pictures lie in the run folder already."""
 
-    def artifact(self, path: Path) -> None:
-        """Files lie in the run folder already."""
-
     def close(self, status: Status, reason: str = "") -> None:
         self._file.close()
 

@@ -18,7 +18,4 @@ class Tracker(Protocol):
     def image(self, samples_seen: int, name: str, path: Path) -> None:
         """A picture: `name` has no slash (e.g. `samples`), `path` is a PNG in the run folder's images/."""
 
-    def artifact(self, path: Path) -> None:
-        """A file of the run folder that belongs to the run as a whole."""
-
     def close(self, status: Status, reason: str = "") -> None: ...

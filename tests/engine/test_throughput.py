@@ -47,6 +47,9 @@ def test_metrics_of_two_ranks() -> None:
             "perf/step_s_min": 0.5,
             "perf/step_s_mean": 0.5,
             "perf/step_s_max": 0.5,
+            "perf/update_s_min": 4.0,
+            "perf/update_s_mean": 5.0,
+            "perf/update_s_max": 6.0,
             "perf/tflops": 0.75e-3,  # 1.5 images/s of 1 GFLOP on two ranks
             "perf/mfu": 3e-3,
         }

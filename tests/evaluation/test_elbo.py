@@ -115,20 +115,22 @@ def test_the_model_is_left_in_its_mode(training: bool) -> None:
 
 
 def test_metric_names() -> None:
-    figures = ElboFigures(10.0, 7.0, (2.0, 1.0), 0.5, 100)
+    figures = ElboFigures(10.0, 7.0, (2.9, 0.1), 0.5, 100)
     assert figures.metrics("train") == {
         "train/nelbo_nats": 10.0,
         "train/nll_nats": 7.0,
         "train/kl_nats": 3.0,
         "train/bits_per_dim": 0.5,
-        "kl/layer_00": 2.0,
-        "kl/layer_01": 1.0,
+        "train/active_layers": 1,  # of more than 0.1 nats
+        "kl/layer_00": 2.9,
+        "kl/layer_01": 0.1,
     }
     assert set(figures.metrics("val")) == {
         "val/nelbo_nats",
         "val/nll_nats",
         "val/kl_nats",
         "val/bits_per_dim",
+        "val/active_layers",
         "val_kl/layer_00",
         "val_kl/layer_01",
     }

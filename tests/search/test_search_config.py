@@ -121,3 +121,9 @@ def test_pbt_draws_its_population_at_random(minimal: Path) -> None:
     with pytest.raises(ValueError, match="searcher=optuna cannot"):
         load_search(minimal, ["searcher=optuna", "scheduler={kind: pbt, every: 100}"])
     load_search(minimal, ["scheduler={kind: pbt, every: 100}"])
+
+
+def test_ranks_of_a_trial_share_no_gpu(minimal: Path) -> None:
+    with pytest.raises(ValueError, match=r"gpus_per_rank=0\.5 lets the ranks of a trial share a GPU"):
+        load_search(minimal, ["ranks=2", "gpus_per_rank=0.5"])
+    load_search(minimal, ["gpus_per_rank=0.5"])

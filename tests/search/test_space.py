@@ -151,6 +151,14 @@ def test_every_search_of_the_project_can_be_run(digits: Path, path: Path) -> Non
             ["searcher=random", "scheduler={kind: pbt, every: 1000}"],
             "space.model.latent_channels: pbt changes keys of a training that goes on",
         ),
+        (
+            [
+                "searcher=random",
+                "scheduler={kind: pbt, every: 1000}",
+                "space.optim.ema_decay={uniform: [0.9, 0.99], when: {optim.beta2: 0.99}}",
+            ],
+            "space.optim.ema_decay: pbt changes every key by itself, and cannot heed when",
+        ),
         (["base=nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["overrides.data.path=nowhere"], "data folder nowhere does not exist"),
     ],

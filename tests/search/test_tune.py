@@ -147,7 +147,7 @@ def test_two_ranks_and_one_run_in_mlflow_for_each_trial_under_the_sweep(digits: 
     run(search)
     for trial in trials(search):
         about = json.loads((tmp_path / f"sweep/out/trials/{trial}/environment.json").read_text())
-        assert about["world_size"] == 2
+        assert about["ranks"] == 2
     client = MlflowClient(store)
     runs = client.search_runs([client.get_experiment_by_name("attvae").experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

@@ -12,7 +12,7 @@ from launched import wait_for
 from sweeps import lines_until, search_file, trials
 from two_hosts import Host, two_hosts
 
-pytestmark = [pytest.mark.ray, pytest.mark.multinode]
+pytestmark = pytest.mark.ray
 
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -60,7 +60,7 @@ def test_ranks_on_both_nodes_then_a_node_dies(
     logs = [(tmp_path / f"both/out/launch/t000.rank-{rank}.log") for rank in range(4)]
     assert all(log.exists() for log in logs)
     about = json.loads((tmp_path / "both/out/trials/t000/environment.json").read_text())
-    assert about["world_size"] == 4
+    assert about["ranks"] == 4
 
     dying = search_file(tmp_path / "dying", digits, **options | {"trials": 4, "parallel": 4, "samples": 4000})
     process = sweep(a, dying)

@@ -1,6 +1,7 @@
 import pytest
+from pydantic import ValidationError
 
-from attvae.tracking.config import TrackingConfig, without_password
+from attvae.tracking.config import TrackingConfig
 
 
 def test_the_line_that_opens_the_ui(monkeypatch):
@@ -10,13 +11,7 @@ def test_the_line_that_opens_the_ui(monkeypatch):
     assert TrackingConfig().ui_command() == "https://***@mlflow.example"
 
 
-@pytest.mark.parametrize(
-    ("text", "cleaned"),
-    [
-        ("at http://u:p@ss@host/db: refused", "at http://***@host/db: refused"),
-        ("sqlite:///runs/mlflow.db", "sqlite:///runs/mlflow.db"),
-        ("write to me@example.org", "write to me@example.org"),
-    ],
-)
-def test_without_password(text, cleaned):
-    assert without_password(text) == cleaned
+def test_a_registration_is_a_name_and_an_alias():
+    assert TrackingConfig(register_as="digits@champion").register_as == "digits@champion"
+    with pytest.raises(ValidationError, match="'digits' is not name@alias"):
+        TrackingConfig(register_as="digits")
