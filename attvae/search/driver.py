@@ -39,7 +39,7 @@ from attvae.search.standings import Standings
 from attvae.search.sweep_folder import SweepFolder
 from attvae.search.tpe import Tpe
 from attvae.search.trial import Trial, ranked
-from attvae.search.worker import NEVER_REPORTED, Setting, TrialLostError, TrialWorker, launch_config
+from attvae.search.worker import Setting, TrialLostError, TrialWorker, launch_config
 from attvae.tracking.mlflow_sweep import MlflowSweep
 from attvae.tracking.protocol import Status
 
@@ -63,27 +63,25 @@ def run(search: SearchConfig, out: Path, resume: bool) -> None:
         shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
         random.seed(search.seed)  # PBT draws from it
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # losses are told below, without tracebacks
-        judge = _Judge(search, standings)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(TrialWorker, setting=setting),
                 tune.PlacementGroupFactory([setting.bundle()] * search.nodes, strategy="PACK"),
             ),
-            tune_config=tune.TuneConfig(search_alg=_Proposals(search, folder, standings, tags), scheduler=judge),
+            tune_config=tune.TuneConfig(
+                search_alg=_Proposals(search, folder, standings, tags), scheduler=_Judge(search, standings)
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=search.retries),
-                stop=_WhenNothingIsReported(judge),
                 callbacks=[_Losses(standings)],
             ),
         )
         tuner.fit()
         shutil.rmtree(scratch, ignore_errors=True)
-        if judge.unreported is not None:
-            raise ValueError(f"{judge.unreported}: choose another metric")
         standings.check_that_one_worked()
 
 
@@ -185,9 +183,6 @@ class _Judge(TrialScheduler):
         self._search = search
         self._standings = standings
         self._inner = _scheduler(search)
-        self.unreported: str | None = None
-        """Why there is nothing to judge by, once a trial has ended without a figure before any other had one."""
-        self._heard = False
         self._told_before: dict[str, list[tuple[int, float]]] = {}
         if isinstance(self._inner, ASHAScheduler | MedianStoppingRule):
             for trial in standings.trials("finished", "stopped"):
@@ -206,10 +201,7 @@ class _Judge(TrialScheduler):
         trial_id, samples_seen = trial.trial_id, result["samples_seen"]
         if reason := result.get("failed"):
             self._standings.end(trial_id, "failed", reason)
-            if not self._heard and NEVER_REPORTED in reason:
-                self.unreported = reason
             return self.STOP
-        self._heard = True
         self._standings.reported(trial_id, samples_seen, result[self._search.metric])
         if result.get("finished"):
             self._standings.end(trial_id, "finished")
@@ -255,19 +247,6 @@ class _Losses(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._standings.end(trial.trial_id, "failed", _reason(trial))
-
-
-class _WhenNothingIsReported(tune.Stopper):
-    """Ends the whole sweep."""
-
-    def __init__(self, judge: _Judge) -> None:
-        self._judge = judge
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._judge.unreported is not None
 
 
 def _scheduler(search: SearchConfig) -> TrialScheduler:

@@ -26,8 +26,6 @@ POLL_S = 0.5
 WRITTEN_S = 120.0
 """How long the checkpoint that goes with a figure may take to appear after it."""
 
-NEVER_REPORTED = "was never reported"
-
 _HANDOVER = "handover.json"
 
 
@@ -214,5 +212,5 @@ class TrialWorker(tune.Trainable):
         if why is not None:
             return {"samples_seen": max(0, self._reported), "failed": why.reason}
         if row is None:
-            return {"samples_seen": 0, "failed": f"{self._setting.metric} {NEVER_REPORTED}"}
+            return {"samples_seen": 0, "failed": f"{self._setting.metric} was never reported"}
         return self._report(row, finished=True)

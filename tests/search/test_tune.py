@@ -52,6 +52,13 @@ def found(search: Path) -> tuple[psutil.Process, psutil.Process]:
     raise AssertionError("no rank is running")
 
 
+def addresses_of_ray(driver: int, ranks: list[psutil.Process]) -> set[str]:
+    """Where the processes that a driver has started listen, but for the trainings."""
+    training = {each.pid for rank in ranks for each in (rank, *rank.children(recursive=True))}
+    rays = [each for each in psutil.Process(driver).children(recursive=True) if each.pid not in training]
+    return {each.laddr.ip for ray in rays for each in ray.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     search = search_file(tmp_path_factory.mktemp("undisturbed"), digits)
@@ -93,6 +100,7 @@ def test_a_sweep_that_is_asked_to_stop_goes_on_later(
     search = search_file(tmp_path / "sweep", digits)
     driver = start(search)
     lines_until(driver, " at 500 samples")
+    assert addresses_of_ray(driver.pid, ranks(search)) == {"127.0.0.1"}
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 75
     assert wait_for(lambda: not ranks(search), 30)
@@ -138,6 +146,22 @@ def test_a_trial_that_diverges_fails_alone(digits: Path, tmp_path: Path) -> None
     assert (diverged["status"], trained["status"]) == ("failed", "finished")
     assert "diverged" in diverged["reason"] or "nelbo_nats is" in diverged["reason"]
     assert starts(search, "t000") == 1, "what has diverged is not tried again"
+
+
+def test_a_sweep_without_a_trial_that_worked_has_failed(digits: Path, tmp_path: Path) -> None:
+    search = search_file(
+        tmp_path / "sweep",
+        digits,
+        space={"train.lr": {"choice": [1e30]}},
+        overrides={"data.path": str(digits), "tracking.mlflow": False, "train.clip_norm": None},
+        searcher="grid",
+        trials=None,
+        samples=1000,
+    )
+    told = run(search, expected=1)
+    assert "all 1 trials have failed, the last one so: " in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "sweep/out/best.yaml").exists()
 
 
 def test_two_ranks_and_one_run_in_mlflow_for_each_trial_under_the_sweep(digits: Path, tmp_path: Path) -> None:
