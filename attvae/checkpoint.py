@@ -75,6 +75,10 @@ class Checkpoint:
         except OSError as error:
             raise ValueError(f"{file.path} cannot be read ({error.strerror}); {REMEDY}") from error
 
+    def has(self, kind: str) -> bool:
+        """Whether it holds tensors of that kind, such as `ema`."""
+        return any(key.startswith(f"{kind}/") for key in self._file_of)
+
     def check_fits(self, module: nn.Module) -> None:
         """The sets of names and the shapes must agree.
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -149,30 +149,68 @@ def train(
 @app.command()
 def evaluate(
     trained: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder, or an exported model.")],
-    data: Annotated[Path | None, typer.Option(help="Prepared data set for an exported model.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Prepared data set: for an export, or in place of the run's own.")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which of its images.")] = "test",
+    iw: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="The importance-weighted bound too, with K samples.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes on this machine; changes no figure.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="B", help="Images in a forward pass; changes no figure.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, max=2**32, metavar="D", help="Draws of each image; by default as configured.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of noise and binarisations.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where figures could be misunderstood: each is marked.")
+    ] = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures there too; -: in place of the table."),
+    ] = None,
 ) -> None:
-    """Figures on the test split: of a run's newest checkpoint with its EMA weights, or of an exported model."""
-    from attvae.engine.environment_defaults import set_environment_defaults
-    from attvae.engine.rendezvous import FailedOnAnotherRankError, join, leave
-    from attvae.evaluate import evaluate_export, evaluate_run
-    from attvae.export import is_export
-    from attvae.show import show_figures
-
+    """Figures of a finished run's EMA weights, or of an exported model, with standard errors: docs/evaluate.md."""
+    launched = "WORLD_SIZE" in os.environ
     with _bad_input(found_by_all=True):
-        if is_export(trained) == (data is None):
-            raise ValueError(f"{trained}: --data goes with an exported model, which needs it; a run knows its data")
+        if launched and ranks not in (None, RANKS):
+            raise ValueError(f"--ranks {ranks}, but a launcher has started {RANKS} (WORLD_SIZE): leave --ranks out")
+    if ranks and ranks > 1 and not launched:
+        from attvae.engine.local_ranks import run_on_local_ranks
+
+        raise typer.Exit(run_on_local_ranks([sys.executable, "-m", "attvae.cli", *sys.argv[1:]], ranks))
+    from attvae.engine.environment_defaults import set_environment_defaults
+    from attvae.engine.launcher import follow_launcher
+    from attvae.engine.rendezvous import FailedOnAnotherRankError, is_lost_connection, join, leave
+    from attvae.evaluate import Asked, check_report, write_report
+    from attvae.evaluate import evaluate as run
+    from attvae.show import show_evaluation
+
+    follow_launcher(lambda: os._exit(1))
     try:
         with _bad_input(found_by_all=False):
             set_environment_defaults(trained)
             world = join()
-            figures = evaluate_export(trained, data, world) if data else evaluate_run(trained, world)
+            world.from_first(lambda: check_report(json_file))
+            report = run(trained, Asked(split, data, iw, batch, draws, seed, force), world)
+            if RANK == 0 and json_file:
+                write_report(json_file, report)
     except FailedOnAnotherRankError as error:
         time.sleep(SILENT_S)
         raise typer.Exit(2 if error.bad_input else 1) from None
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        print(f"attvae (rank {RANK}): another rank is gone, and says or shows why", file=sys.stderr, flush=True)
+        raise typer.Exit(1) from None
     finally:
         leave()
-    if RANK == 0:
-        show_figures(str(trained), figures)
+    if RANK == 0 and json_file != "-":
+        show_evaluation(report)
 
 
 @app.command()
@@ -390,6 +428,94 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def compress(
+    model: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A finished run, or an exported model.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGES]...", help="Image files, or folders of nothing else.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A prepared data set, in place of IMAGES.")] = None,
+    split: Annotated[str, typer.Option(help="With --data: which of its images.")] = "test",
+    draws: Annotated[int, typer.Option(min=1, help="With --data, if it is binary: draws of each image.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a forward pass, once there are bits for so many.")] = 64,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures there too; -: in place of the table."),
+    ] = None,
+) -> None:
+    """Code images without loss by a trained model, and compare the bits with its NELBO: docs/compress.md."""
+    with _bad_input(found_by_all=True):
+        from attvae.compression.command import compress as run
+        from attvae.compression.command import show_compressed
+        from attvae.evaluate import check_report, write_report
+
+        check_report(json_file)
+        found = run(model, images or [], out, data=data, split=split, draws=draws, batch=batch)
+        if json_file:
+            write_report(json_file, {"model": str(model), "file": str(out), **found.report()})
+        if json_file != "-":
+            show_compressed(found, out)
+
+
+@app.command()
+def decompress(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `attvae compress` has written.")],
+    model: Annotated[Path, typer.Option(metavar="RUN|EXPORT", help="The model that it was compressed with.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, of PNG files.")],
+) -> None:
+    """Get the images of a compressed file back, every pixel as it was, or an error."""
+    with _bad_input(found_by_all=True):
+        from attvae.compression.command import decompress as run
+
+        found = run(file, model, out)
+    print(f"{out}: {found.images:,} images, their checksum fits; {found.images_per_s:,.1f} images/s")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[Path, typer.Option(help="Export folder to write.")],
+    programs: Annotated[
+        str,
+        typer.Option(
+            "--with", metavar="FORMATS", help="torch-export, onnx or both with a comma: encoder and sampler too."
+        ),
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Export an unfinished run too: the model card says so.")
+    ] = False,
+) -> None:
+    """Make a run's averaged weights a folder that travels: safetensors, a model card, programs. docs/export.md"""
+    from attvae.export_run import export_run
+    from attvae.programs import parse_formats
+
+    with _bad_input(found_by_all=True):
+        config = export_run(run, out, parse_formats(programs), force=force)
+    seen = f"{config.samples_seen:,} samples seen; attvae.load, attvae sample and attvae evaluate take this folder"
+    print(f"{out}: {seen}")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(metavar="EXPORT|RUN", help="An exported model, or a finished run.")],
+    out: Annotated[Path, typer.Option(help="x.png: a grid; x.npy: an array; no suffix: a folder of PNGs.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of images.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Factor of the priors' standard deviations; below 1: tamer images.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time: changes memory and speed alone.")] = 64,
+    force: Annotated[bool, typer.Option("--force", help="Take an unfinished run's newest checkpoint too.")] = False,
+) -> None:
+    """Draw images from a model, as many as wanted. Image i depends on the model, seed and temperature alone."""
+    from attvae.sample import sample as draw
+
+    with _bad_input(found_by_all=True):
+        draw(model, out, n=n, temperature=temperature, seed=seed, batch=batch, force=force)
+    print(f"{out}: {n:,} images at temperature {temperature:g}")
+
+
 @app.command("import-official")
 def import_official(
     weights: Annotated[Path, typer.Argument(metavar="FINAL_MODEL.H5", help="Weights that the authors' code saved.")],
@@ -403,13 +529,15 @@ def import_official(
     ] = None,
 ) -> None:
     """Turn weights of the authors' TensorFlow code into an export folder."""
-    from attvae import export
+    from attvae.export import ExportConfig, check_absent, write
     from attvae.model.official import count_parameters
     from attvae.model.official_command import parse_command, read_data_spec
     from attvae.model.official_h5 import read_h5
     from attvae.model.vae import DeepVAE
+    from attvae.model_card import model_card
 
     with _bad_input(found_by_all=True):
+        check_absent(out)
         try:
             text = command.read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -417,7 +545,9 @@ def import_official(
         config, spec = parse_command(text, read_data_spec(data_spec) if data_spec else None)
         model = DeepVAE(config, spec)
         read_h5(weights, model)
-        export.write(out, model)
+        stated = ExportConfig(model=config, spec=spec, weights="parameters")  # the authors do not average
+        card = model_card(stated, model, origin="of the authors' code, read by attvae import-official")
+        write(out, model, stated, card)
     print(f"{out}: {count_parameters(model):,} parameters as the authors count; attvae.load takes this folder")
 
 

@@ -10,11 +10,25 @@ from attvae.seeding import Purpose
 EVALUATION_SEED = 0
 """Binarisations and latent noise of evaluations are the same for all runs, whatever seed they train with."""
 
+_SAMPLES_FROM = 32
+"""The bit of a place's minor number from which on it counts importance samples; below it, draws."""
+
 
 def with_evaluation_noise(
     model: DeepVAE, x: Tensor, ids: Tensor, draw: int, device: torch.device
 ) -> tuple[Tensor, list[Tensor]]:
     """The images and the noise that belongs to (sample id, draw), on the device."""
-    places = [(int(i), draw) for i in ids]
-    noise = seeding.latent_noise(EVALUATION_SEED, Purpose.EVALUATE, places, model.latent_shapes)
-    return x.to(device), [eps.to(device) for eps in noise]
+    return x.to(device), evaluation_noise(model, ids, draw, device)
+
+
+def evaluation_noise(
+    model: DeepVAE, ids: Tensor, draw: int, device: torch.device, seed: int = EVALUATION_SEED, sample: int = 0
+) -> list[Tensor]:
+    """The noise that belongs to (seed, sample id, draw), on the device.
+
+    Args:
+        sample: which importance sample of that draw; the first one's noise is that of the draw itself.
+    """
+    places = [(int(i), draw + (sample << _SAMPLES_FROM)) for i in ids]
+    noise = seeding.latent_noise(seed, Purpose.EVALUATE, places, model.latent_shapes)
+    return [eps.to(device) for eps in noise]

@@ -229,7 +229,7 @@ class Loop:
         self._world.phases.enter("evaluation")
         self._looked = False
         self.load_average()
-        figures = self.evaluation._replace(draws=1).of("val")
+        figures = self.evaluation._replace(draws=1).of("val").elbo()
         if self._world.rank == 0:
             self._show(figures)
         self._world.barrier()  # waiting for the pictures is no waiting for data

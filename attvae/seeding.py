@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float, Int64, UInt64
 from numpy import ndarray
 from torch import Tensor
 
@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SAMPLE = 6
     MODULE = 7
     EVALUATE_BINARISE = 8
+    COMPRESS = 9
 
 
 def generator(seed: int, purpose: Purpose, major: int = 0, minor: int = 0) -> np.random.Generator:
@@ -117,3 +118,13 @@ def latent_noise(
     flat = torch.from_numpy(rows)
     parts = torch.split(flat, sizes, dim=1)
     return [part.reshape(len(places), *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def pixel_noise(
+    seed: int, purpose: Purpose, places: Sequence[tuple[int, int]], shape: tuple[int, int, int]
+) -> Float[Tensor, "b u h w"]:
+    """Uniform noise in [0, 1), float32; row b depends on nothing but (seed, purpose, places[b], shape)."""
+    rows = np.empty((len(places), math.prod(shape)), dtype=np.float32)
+    for row, at in zip(rows, generators(seed, purpose, places), strict=True):
+        at.random(out=row, dtype=np.float32)
+    return torch.from_numpy(rows).view(len(places), *shape)

@@ -65,22 +65,88 @@ def show_run(folder: RunFolder) -> None:
 
 def show_figures(name: str, figures: dict[str, Any]) -> None:
     """The table of the figures of `summary.json`."""
-    rows: list[tuple[str, float | str, float | str]] = []
+    rows = []
     for split, title in (
         ("test", "test NELBO"),
         ("val", "validation NELBO"),
         ("test_without_depth_attention", "test NELBO without depth-wise attention"),
     ):
         if split in figures:
-            rows.append((title, figures[split]["nelbo_nats"], figures[split]["bits_per_dim"]))
-    test = figures["test"]
-    rows.append(("test NLL", test["nll_nats"], ""))
-    rows += [(f"test KL of layer {i}", kl, "") for i, kl in enumerate(test["kl_nats_per_layer"])]
-    rows += [(f"{codec}, the same images", "", bits) for codec, bits in figures.get("codecs_bits_per_dim", {}).items()]
-    print_table(f"{name} (EMA weights, {test['images']:,} images)", ("", "nats", "bits/dim"), rows)
+            found, errors = figures[split], _errors(figures[split])
+            nats, bits = found["nelbo_nats"], found["bits_per_dim"]
+            rows.append(_row(title, (nats, errors.get("nelbo_nats")), (bits, errors.get("bits_per_dim"))))
+    test, errors = figures["test"], _errors(figures["test"])
+    rows.append(_row("test NLL", (test["nll_nats"], errors.get("nll_nats"))))
+    layers = test["kl_nats_per_layer"]
+    for i, each in enumerate(zip(layers, errors.get("kl_nats_per_layer", [None] * len(layers)), strict=True)):
+        rows.append(_row(f"test KL of layer {i}", each))
+    rows += [
+        _row(f"{codec}, the same images", bits=(b, None)) for codec, b in figures.get("codecs_bits_per_dim", {}).items()
+    ]
+    print_table(f"{name} (EMA weights, {_images(test)})", _COLUMNS, rows)
+    _show_active_units(test.get("active_units"))
     if figures["attention_gates"]:
         gates = [(layer, gate) for layer, gate in figures["attention_gates"].items()]
         print_table("gates γ of the depth-wise attention (0: switched off)", ("path/layer", "γ"), gates)
+
+
+def show_evaluation(report: dict[str, Any]) -> None:
+    """The tables of what `attvae evaluate` reports."""
+    model, data, figures, split = (report[name] for name in ("model", "data", "figures", "split"))
+    mark = " (forced)" if report["forced"] else ""
+
+    def row(title: str, nats: str, bits: str | None = None) -> tuple[str, ...]:
+        return _row(f"{title}{mark}", _value(figures[nats]), _value(figures[bits]) if bits else None)
+
+    rows = [row(f"{split} NELBO", "nelbo_nats", "bits_per_dim")]
+    if figures["iw_nll_nats"]:
+        rows.append(row(f"{split} importance-weighted bound, K = {report['iw']:,}", "iw_nll_nats", "iw_bits_per_dim"))
+    rows += [row(f"{split} NLL", "nll_nats"), row(f"{split} KL", "kl_nats")]
+    rows += [_row(f"{split} KL of layer {kl['layer']}{mark}", _value(kl)) for kl in figures["kl_nats_per_layer"]]
+    weights = {"ema": "EMA weights", "parameters": "plain weights"}[model["weights"]]
+    at = "" if model["samples_seen"] is None else f" at {model['samples_seen']:,} samples"
+    print_table(f"{model['path']}{at}", _COLUMNS, rows)
+    print(f"{weights}; {data['name']} {data['version']}, {_images(report)}, seed {report['seed']}; ±: standard error")
+    _show_active_units(figures["active_units"], mark)
+    for reason in report["forced"]:
+        print(f"forced: {reason}")
+
+
+_COLUMNS = ("", "nats", "±", "bits/dim", "±")
+"""± is the standard error of the mean over images."""
+
+
+def _row(
+    title: str, nats: tuple[float, float | None] | None = None, bits: tuple[float, float | None] | None = None
+) -> tuple[str, ...]:
+    cells = [*(nats or (None, None)), *(bits or (None, None))]
+    return (title, *("" if each is None else f"{each:,.4f}" for each in cells))
+
+
+def _value(figure: dict[str, Any]) -> tuple[float, float | None]:
+    return figure["value"], figure["standard_error"]
+
+
+def _errors(figures: dict[str, Any]) -> dict[str, Any]:
+    """Runs of before had none."""
+    return figures.get("standard_error", {})
+
+
+def _images(figures: dict[str, Any]) -> str:
+    draws = figures.get("draws", 1)
+    return f"{figures['images']:,} images" + (f", {draws:,} draws of each" if draws > 1 else "")
+
+
+def _show_active_units(found: dict[str, Any] | None, mark: str = "") -> None:
+    if found is None:
+        return
+    rows = [
+        (f"layer {each['layer']}{mark}", each["active"], each["undecided"], each["units"])
+        for each in found["per_layer"]
+    ]
+    rows.append((f"all{mark}", found["value"], found["undecided"], found["units"]))
+    print_table(f"active units: {found['share']:.1%}", ("", "active", "undecided", "of"), rows)
+    print(f"active: the variance of the posterior mean over the images is above {found['variance_above']:g}")
 
 
 def _device(cfg: RunConfig) -> str:

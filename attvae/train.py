@@ -5,7 +5,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -25,9 +25,11 @@ from attvae.engine.rendezvous import World, connect, is_known_to_all, kind_of_de
 from attvae.engine.stop import LAUNCHER_GONE, StopRequest, StopRequestedError
 from attvae.engine.watchdog import Watchdog
 from attvae.evaluate import final_figures
+from attvae.export import ExportConfig, TrainedOn
 from attvae.loop import Loop, newest_checkpoint
 from attvae.model.official import count_parameters
 from attvae.model.vae import DeepVAE
+from attvae.model_card import model_card
 from attvae.run_folder import RunFolder, write_json
 from attvae.seeding import Purpose
 from attvae.tracking.console import Console
@@ -191,7 +193,7 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
             figures = {f"test/{name}": summary["test"][name] for name in ("nelbo_nats", "nll_nats", "bits_per_dim")}
             loop.trackers.metrics(loop.samples_seen, figures)
             shutil.rmtree(folder.model, ignore_errors=True)  # of a run whose summary was removed
-            export.write(folder.model, averaged)
+            _export(folder, averaged, manifest, loop.samples_seen, summary)
             write_json(folder.summary, summary)
     except StopRequestedError as request:
         if world.rank == 0:
@@ -264,6 +266,7 @@ def _describe(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoin
             "name": manifest.name,
             "version": manifest.version,
             "fingerprint": manifest.fingerprint,
+            "source": manifest.source,
             "path": str(cfg.data.path),
             "samples": {split: manifest.samples(split) for split in SPLITS},
             "spec": manifest.spec.model_dump(),
@@ -279,6 +282,18 @@ def _describe(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoin
     return (
         Shipper(cfg.tracking, folder.path, config.flatten(cfg.model_dump(mode="json"))) if cfg.tracking.mlflow else None
     )
+
+
+def _export(
+    folder: RunFolder, averaged: DeepVAE, manifest: Manifest, samples_seen: int, summary: dict[str, Any]
+) -> None:
+    stated = ExportConfig(
+        model=averaged.config,
+        spec=averaged.spec,
+        trained_on=TrainedOn(name=manifest.name, version=manifest.version, fingerprint=manifest.fingerprint),
+        samples_seen=samples_seen,
+    )
+    export.write(folder.model, averaged, stated, model_card(stated, averaged, summary=summary, source=manifest.source))
 
 
 def _trackers(

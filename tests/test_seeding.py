@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from attvae.seeding import Purpose, generator, generators, latent_noise, torch_seed, words
+from attvae.seeding import Purpose, generator, generators, latent_noise, pixel_noise, torch_seed, words
 
 SHAPES = [(4, 2, 2), (3, 5, 1), (2, 8, 8)]
 word = st.integers(0, 2**64 - 1)
@@ -108,3 +108,12 @@ def test_noise_is_standard_normal_and_independent(places: list[tuple[int, int]])
     assert abs(neighbours) < 4 / n**0.5
     across_layers = (layers[0].flatten(1)[:, :16] * layers[1].flatten(1)[:, :16]).double().mean().item()
     assert abs(across_layers) < 4 / (500 * 16) ** 0.5
+
+
+def test_pixel_noise_is_uniform_and_belongs_to_its_place() -> None:
+    places = [(i, 1) for i in range(500)]
+    rows = pixel_noise(0, Purpose.SAMPLE, places, (2, 4, 5))
+    assert rows.shape == (500, 2, 4, 5)
+    assert 0 <= rows.min() <= rows.max() < 1
+    assert kstest(rows.double().numpy().ravel(), "uniform").pvalue > 1e-3
+    torch.testing.assert_close(pixel_noise(0, Purpose.SAMPLE, [places[7]], (2, 4, 5))[0], rows[7], rtol=0, atol=0)

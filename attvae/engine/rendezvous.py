@@ -339,6 +339,11 @@ def _device_once_all_have_one(asked: Device, store: Store, rank: int, size: int)
     raise FailedOnAnotherRankError(first, bad_input=True)
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective has failed because another rank is gone: gloo raises no error of its own kind."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

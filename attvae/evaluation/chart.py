@@ -1,6 +1,8 @@
 """A sheet for charts: one size for all steps and runs, ink, text, and colours that the colour-blind tell apart."""
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (720, 400)
@@ -36,10 +38,16 @@ class Sheet:
 
 def shade(value: float) -> tuple[int, int, int]:
     """The colour of a number from 0 to 1; ALARM for one that is not."""
-    if not 0 <= value <= 1.000001:
-        return ALARM
-    red, green, blue = (round(float(np.interp(value, np.linspace(0, 1, len(_STOPS)), stop))) for stop in _STOPS.T)
+    red, green, blue = shades(np.array(value)).tolist()
     return red, green, blue
+
+
+def shades(values: Float[ndarray, "..."]) -> UInt8[ndarray, "... 3"]:
+    """`shade` of each number."""
+    places = np.linspace(0, 1, len(_STOPS))
+    colours = np.stack([np.interp(values, places, stop) for stop in _STOPS.T], axis=-1).round()
+    good = (values >= 0) & (values <= 1.000001)
+    return np.where(good[..., None], colours, ALARM).astype(np.uint8)
 
 
 def labelled(count: int, step_px: float, least_px: float = 30) -> range:

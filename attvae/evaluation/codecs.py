@@ -21,14 +21,18 @@ def codec_bytes(x: UInt8[Tensor, "b c h w"], spec: DataSpec, codec: Codec) -> in
     """
     if spec.num_bits != 8 or spec.channels not in (1, 3):
         raise ValueError(f"{codec} is measured for 8 bits and 1 or 3 channels, not {spec.num_bits} and {spec.channels}")
-    total = 0
-    for image in x.permute(0, 2, 3, 1).numpy():
-        file = io.BytesIO()
-        picture = Image.fromarray(image.squeeze(-1) if spec.channels == 1 else image)
-        match codec:
-            case "png":
-                picture.save(file, "PNG", optimize=True)
-            case "webp":
-                picture.save(file, "WEBP", lossless=True, quality=100, method=6)
-        total += file.tell()
-    return total
+    return sum(
+        picture_bytes(Image.fromarray(image.squeeze(-1) if spec.channels == 1 else image), codec)
+        for image in x.permute(0, 2, 3, 1).numpy()
+    )
+
+
+def picture_bytes(picture: Image.Image, codec: Codec) -> int:
+    """Bytes of the file of one picture."""
+    file = io.BytesIO()
+    match codec:
+        case "png":
+            picture.save(file, "PNG", optimize=True)
+        case "webp":
+            picture.save(file, "WEBP", lossless=True, quality=100, method=6)
+    return file.tell()

@@ -1,9 +1,13 @@
-"""Where depth-wise attention looks: its probabilities, averaged over images and pixels, and how spread they are."""
+"""Where depth-wise attention looks: its probabilities, averaged over images and pixels, and how spread they are.
+
+α(m→l) is the probability with which layer l attends to context m (paper, section 3.2), at one pixel of one image; here
+mostly its mean over images and pixels.
+"""
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,16 +22,16 @@ class Watched(Protocol):
 
 
 class LayerAttention(NamedTuple):
-    """One layer m of a path. What it attends to is numbered as layers are: contexts 0 ... m - 1 in the generative path,
-    features m ... L in the inference path, where m is the layer's own and L comes out of the pre-processing.
+    """One layer l of a path. What it attends to is numbered as layers are: contexts 0 ... l - 1 in the generative path,
+    features l ... L in the inference path, where l is the layer's own and L comes out of the pre-processing.
     """
 
     layer: int
     attended: range
     probabilities: tuple[float, ...]
-    """Of each one attended to: mean over images and pixels."""
+    """α(m→l) of each m that it attends to: mean over images and pixels."""
     entropy_nats: float
-    """Mean over images and pixels of the entropy at each of them."""
+    """H_l: mean over images and pixels of the entropy -Σ_m α log α at each of them."""
 
     @property
     def relative_entropy(self) -> float:
@@ -35,9 +39,45 @@ class LayerAttention(NamedTuple):
         return self.entropy_nats / math.log(len(self.attended))
 
     @property
+    def effective_contexts(self) -> float:
+        """exp(H_l): as many contexts, attended to alike, have this entropy."""
+        return math.exp(self.entropy_nats)
+
+    @property
     def distance(self) -> float:
-        """Mean number of layers between m and what it attends to."""
-        return sum(p * abs(self.layer - other) for p, other in zip(self.probabilities, self.attended, strict=True))
+        """Σ_m α(m→l) |l - m|: mean number of layers between l and what it attends to."""
+        return sum(p * self._distance_to(other) for p, other in zip(self.probabilities, self.attended, strict=True))
+
+    @property
+    def share_beyond_nearest(self) -> float:
+        """Σ α(m→l) over all m but the nearest: context l - 1 (generative path), feature l (inference path).
+
+        A model without attention sees that one only.
+        """
+        nearest = min(self._distance_to(other) for other in self.attended)
+        pairs = zip(self.probabilities, self.attended, strict=True)
+        return sum(p for p, other in pairs if self._distance_to(other) > nearest)
+
+    @property
+    def most_attended(self) -> int:
+        """The m of the largest α(m→l)."""
+        return self.attended[max(range(len(self.attended)), key=self.probabilities.__getitem__)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "layer": self.layer,
+            "contexts": len(self.attended),
+            "entropy_nats": self.entropy_nats,
+            "relative_entropy": self.relative_entropy if len(self.attended) > 1 else None,
+            "effective_contexts": self.effective_contexts,
+            "distance": self.distance,
+            "share_beyond_nearest": self.share_beyond_nearest,
+            "most_attended": self.most_attended,
+            "share_of_most_attended": max(self.probabilities),
+        }
+
+    def _distance_to(self, other: int) -> int:
+        return abs(self.layer - other)
 
 
 class DepthAttention(NamedTuple):
@@ -58,19 +98,53 @@ class DepthAttention(NamedTuple):
                 figures[f"attention/distance_{path}"] = sum(each.distance for each in choosing) / len(choosing)
         return figures
 
+    def as_json(self, layers: int) -> dict[str, Any]:
+        """Of each path, the layers' figures and `alpha`, rows l and columns m, 0 where l cannot attend to m.
+
+        Args:
+            layers: of the model, L.
+        """
+        paths = {}
+        for path, columns in (("decoder", layers), ("encoder", layers + 1)):
+            attending: tuple[LayerAttention, ...] = getattr(self, path)
+            alpha = [[0.0] * columns for _ in range(layers)]
+            for each in attending:
+                alpha[each.layer][each.attended.start : each.attended.stop] = each.probabilities
+            if attending:
+                paths[path] = {"alpha": alpha, "layers": [each.as_json() for each in attending]}
+        return paths
+
 
 @torch.no_grad()
 def depth_attention_of(model: Watched, x: Tensor, noise: list[Tensor]) -> DepthAttention:
     """Encodes the images x [B, C, H, W] and watches. Moving statistics are used, and nothing is left behind."""
-    found: dict[str, list[LayerAttention]] = {"decoder": [], "encoder": []}
+    sums: dict[str, Tensor] = {}  # of the probabilities of each slot, of the entropy, of the pixels
 
     def watch(name: str, probabilities_nBHW: Tensor) -> None:
-        path, _, layer = name.partition("/layer_")
-        first, n = (int(layer) if path == "encoder" else 0), len(probabilities_nBHW)
-        entropy = torch.special.entr(probabilities_nBHW.double()).sum(dim=0).mean()
-        mean = probabilities_nBHW.double().mean(dim=(1, 2, 3))
-        found[path].append(LayerAttention(int(layer), range(first, first + n), tuple(mean.tolist()), float(entropy)))
+        p = probabilities_nBHW.double()
+        found = torch.stack([*p.sum(dim=(1, 2, 3)), torch.special.entr(p).sum(), p.new_tensor(p[0].numel())])
+        sums[name] = sums[name] + found if name in sums else found
 
     with model.watched_depth_attention(watch):
         model.encode(x, noise)
+    found: dict[str, list[LayerAttention]] = {"decoder": [], "encoder": []}
+    for name, (*totals, entropy, pixels) in ((name, each.tolist()) for name, each in sums.items()):
+        path, _, layer = name.partition("/layer_")
+        first = int(layer) if path == "encoder" else 0
+        probabilities = tuple(total / pixels for total in totals)
+        found[path].append(
+            LayerAttention(int(layer), range(first, first + len(totals)), probabilities, entropy / pixels)
+        )
     return DepthAttention(tuple(found["decoder"]), tuple(found["encoder"]))
+
+
+@torch.no_grad()
+def depth_attention_maps(model: Watched, x: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
+    """The probabilities at each pixel of one image x [1, C, H, W]: [n, h, w] by the attention's name.
+
+    The model has one head and one size of map, so this is all there is.
+    """
+    maps: dict[str, Tensor] = {}
+    with model.watched_depth_attention(lambda name, probabilities_nBHW: maps.update({name: probabilities_nBHW[:, 0]})):
+        model.encode(x, noise)
+    return maps

@@ -1,10 +1,10 @@
 """The evidence lower bound and its parts, averaged over images that may be spread over batches and ranks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attvae.objective import bits_per_dim
 from attvae.spec import DataSpec
@@ -84,30 +84,3 @@ class ElboSums:
             bits_per_dim=bits_per_dim(nelbo, self._spec.dimensions),
             images=int(images),
         )
-
-
-@torch.no_grad()
-def evaluate_elbo(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, list[Tensor], Tensor]],
-    *,
-    layers: int,
-    spec: DataSpec,
-    sum_over_ranks: Callable[[Tensor], Tensor],
-) -> ElboFigures:
-    """Means over all images of this rank's (x [B, C, H, W], noise, weights [B]) batches and the other ranks' alike.
-
-    Collective.
-
-    Raises:
-        ValueError: no image counts.
-    """
-    was_training = model.training
-    model.eval()
-    sums = ElboSums(layers, spec)
-    for x, noise, weights in batches:
-        sums.add(model(x, noise), weights)
-    model.train(was_training)
-    if (figures := sums.figures(sum_over_ranks)) is None:
-        raise ValueError("no image is left to evaluate: all of them are damaged")
-    return figures

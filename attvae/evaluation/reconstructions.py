@@ -5,9 +5,11 @@ from typing import Protocol
 
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from attvae.evaluation.image_grid import draw_grid, save_png, side_by_side
+from attvae.evaluation.image_table import draw_table, tile
 
 
 class Reconstructs(Protocol):
@@ -21,3 +23,18 @@ def reconstruction_grid(model: Reconstructs, x: UInt8[Tensor, "n c h w"], noise:
     """Writes a PNG with the originals on the left and their reconstructions on the right. The model is in eval mode."""
     panels = {"original": draw_grid(x), "reconstruction": draw_grid(model.reconstruct(x, noise))}
     save_png(side_by_side(panels), path)
+
+
+def reconstructions_picture(x: Tensor, means: Tensor, drawn: Tensor, white: int) -> Image.Image:
+    """Images [n, C, H, W] above the means of the likelihood, and images drawn from it, given their latents.
+
+    Args:
+        white: the pixel value that is white.
+    """
+    rows = {"image": x, "mean": means, "drawn": drawn}
+    return draw_table(
+        "reconstructions",
+        [""] * len(x),
+        [(name, [tile(image, white) for image in images]) for name, images in rows.items()],
+        notes=["mean: of the likelihood, given latents from the posteriors; drawn: an image from it"],
+    )

@@ -1,6 +1,7 @@
 """Depth-wise attention of the generative and of the inference path (paper, section 3.2).
 
-Both end in condition + gamma * a with a learned gate gamma that starts at 0.
+Both end in condition + gamma * a with a learned gate gamma that starts at 0. A slot that is `hidden` is left out of a,
+and the probabilities of the others grow so that they sum to 1.
 Legend: B batch, C value channels, K key channels, H and W the map.
 """
 
@@ -24,6 +25,7 @@ class DecoderAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
         self.scale = _scale(config)
         self.muted = False
+        self.hidden: int | None = None
         self.layer_norm = config.layer_norm
         if config.layer_norm:
             self.ln_value = ChannelLayerNorm(channels)
@@ -45,6 +47,7 @@ class DecoderAttention(nn.Module):
         if self.layer_norm:
             # Older slots are normalised already, key and value together.
             values_BCHW = [*values_BCHW[:-1], self.ln_value(values_BCHW[-1])]
+        keys_BKHW, values_BCHW = _without(self.hidden, keys_BKHW), _without(self.hidden, values_BCHW)
         a_BCHW = depth_attention(_scaled(query_BKHW, self.scale), keys_BKHW, values_BCHW)
         if self.layer_norm:
             a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
@@ -53,7 +56,7 @@ class DecoderAttention(nn.Module):
     def probabilities(
         self, _context: Tensor, query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], _values: Sequence[Tensor]
     ) -> Float[Tensor, "n b h w"]:
-        """What `forward` would weigh the slots with, for the same arguments; the first slot is the top layer's."""
+        """What `forward` would weigh the slots with, none hidden; the first slot is the top layer's."""
         return attention_weights(_scaled(query_BKHW, self.scale), keys_BKHW)
 
 
@@ -65,6 +68,7 @@ class EncoderAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
         self.scale = _scale(config)
         self.muted = False
+        self.hidden: int | None = None
         self.layer_norm = config.layer_norm
         if config.layer_norm:
             self.ln_cond = ChannelLayerNorm(channels)
@@ -82,6 +86,7 @@ class EncoderAttention(nn.Module):
             condition_BCHW = condition_BCHW + gelu(self.ln_cond(condition_BCHW))
         if self.muted:
             return condition_BCHW
+        keys_BKHW, values_BCHW = _without(self.hidden, keys_BKHW), _without(self.hidden, values_BCHW)
         a_BCHW = depth_attention(_scaled(query_BKHW, self.scale), keys_BKHW, values_BCHW)
         if self.layer_norm:
             a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
@@ -90,8 +95,12 @@ class EncoderAttention(nn.Module):
     def probabilities(
         self, query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], _values: Sequence[Tensor]
     ) -> Float[Tensor, "n b h w"]:
-        """What `forward` would weigh the slots with, for the same arguments; the first slot is the layer's own."""
+        """What `forward` would weigh the slots with, none hidden; the first slot is the layer's own."""
         return attention_weights(_scaled(query_BKHW, self.scale), keys_BKHW)
+
+
+def _without(hidden: int | None, slots: Sequence[Tensor]) -> Sequence[Tensor]:
+    return slots if hidden is None else [slot for n, slot in enumerate(slots) if n != hidden]
 
 
 def _scale(config: DepthAttentionConfig) -> nn.Parameter | None:

@@ -35,8 +35,22 @@ class NonLocalBlock(nn.Module):
         y_BCHW = x_BCHW + self.gamma * self._attention(self.ln_a(x_BCHW))
         return x_BCHW + self.ln_conv(self.ln_b(y_BCHW))
 
+    def probabilities(self, x_BCHW: Float[Tensor, "b c h w"], row: int, column: int) -> Float[Tensor, "b h2 w2"]:
+        """What `forward` weighs the pixels with for the one that asks; half the size where keys are subsampled."""
+        if self.layer_norm:
+            x_BCHW = self.ln_a(x_BCHW)
+        key_BKHW = self.key(self._source(x_BCHW))
+        query_BK11 = self.query(x_BCHW[:, :, row : row + 1, column : column + 1])
+        if self.scale is not None:
+            query_BK11 = query_BK11 * self.scale
+        scores_BHW = (query_BK11 * key_BKHW).sum(dim=1)
+        return scores_BHW.flatten(1).softmax(dim=1).view_as(scores_BHW)
+
+    def _source(self, x_BCHW: Tensor) -> Tensor:
+        return F.max_pool2d(x_BCHW, 2) if self.subsample else x_BCHW
+
     def _attention(self, x_BCHW: Tensor) -> Tensor:
-        source_BCHW = F.max_pool2d(x_BCHW, 2) if self.subsample else x_BCHW
+        source_BCHW = self._source(x_BCHW)
         query_BNK = self.query(x_BCHW).flatten(2).transpose(1, 2)
         key_BSK = self.key(source_BCHW).flatten(2).transpose(1, 2)
         value_BSC = self.value(source_BCHW).flatten(2).transpose(1, 2)

@@ -5,7 +5,7 @@ W the image, h and w the map of the latents, K importance samples.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from attvae.model.decoder import Decoded, Decoder
 from attvae.model.depth_attention import DecoderAttention, EncoderAttention
 from attvae.model.encoder import Encoder
 from attvae.model.layers import PUBLISHED_VARIANCE, WeightNormConv2d
+from attvae.model.nonlocal_block import NonLocalBlock
 from attvae.model.recompute import recomputed
 from attvae.model.variational_layer import Draw, Given, Infer, Layer, VariationalLayer
 from attvae.spec import DataSpec
@@ -98,13 +99,58 @@ class DeepVAE(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, temperature: float = 1.0, noise: Sequence[Float[Tensor, "n z h w"]] | None = None
+        self,
+        n: int,
+        temperature: float = 1.0,
+        noise: Sequence[Float[Tensor, "n z h w"]] | None = None,
+        pixel_noise: Float[Tensor, "n u H W"] | None = None,
     ) -> Integer[Tensor, "n c H W"]:
-        """n images from the priors, their standard deviations times the temperature."""
+        """n images from the priors, their standard deviations times the temperature.
+
+        Args:
+            noise: L standard normal tensors, the first layer's first; None draws them.
+            pixel_noise: uniform in [0, 1), of `pixel_noise_shape`; None draws it.
+        """
+        return self.draw_pixels(self.sample_head(n, temperature, noise), pixel_noise)
+
+    @torch.no_grad()
+    def sample_head(
+        self, n: int, temperature: float | Tensor = 1.0, noise: Sequence[Float[Tensor, "n z h w"]] | None = None
+    ) -> Float[Tensor, "n p H W"]:
+        """The likelihood's raw parameters of `sample`: logits, or what `logistic_mixture.split` takes."""
         with self._evaluation():
             noise = self._checked_noise(noise, n, self._device())
             layers = self._top_down([], [Draw(eps, temperature) for eps in noise])
-            return self._drawn(self.decoder(layers[-1].top_down.context, layers[-1].z).head)
+            return self._cropped(self.decoder(layers[-1].top_down.context, layers[-1].z).head.float())
+
+    @property
+    def pixel_noise_shape(self) -> tuple[int, int, int]:
+        """(U, H, W) of the uniform noise that draws an image from its likelihood."""
+        _, height, width = self.spec.shape
+        match self.config.likelihood:
+            case BernoulliConfig():
+                return (self.spec.channels, height, width)
+            case LogisticMixtureConfig(num_mixtures=num_mixtures):
+                return (num_mixtures + self.spec.channels, height, width)
+
+    @torch.no_grad()
+    def draw_pixels(
+        self, head: Float[Tensor, "n p H W"], pixel_noise: Float[Tensor, "n u H W"] | None = None
+    ) -> Integer[Tensor, "n c H W"]:
+        """Images from the likelihood of these raw parameters, with noise as in `sample`."""
+        with torch.autocast(head.device.type, enabled=False):
+            head = head.float()
+            if pixel_noise is None:
+                pixel_noise = torch.rand(len(head), *self.pixel_noise_shape, device=head.device)
+            match self.config.likelihood:
+                case BernoulliConfig():
+                    return bernoulli.sample(head, pixel_noise)
+                case LogisticMixtureConfig(num_mixtures=num_mixtures, edges=edges):
+                    mixture = logistic_mixture.split(head, self.spec.channels, num_mixtures)
+                    # Clear of 0 and 1, where logits are infinite.
+                    u_mixture, u_logistic = pixel_noise.clamp(1e-5, 1 - 1e-5).tensor_split([num_mixtures], dim=1)
+                    u = logistic_mixture.sample(mixture, u_mixture, u_logistic, self.spec.max_value, edges)
+                    return ((u + 1) / 2 * self.spec.max_value).round().to(self._pixel_dtype)
 
     @torch.no_grad()
     def encode(
@@ -113,17 +159,70 @@ class DeepVAE(nn.Module):
         """Latents z_0 ... z_{L-1} from the posteriors."""
         with self._evaluation():
             x = self._checked_pixels(x)
-            noise = self._checked_noise(noise, len(x), x.device)
+            noise = self._checked_noise(noise, x.shape[0], x.device)
             features = self.encoder(self._scaled(x))
             return [z.z for z in self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])]
 
     @torch.no_grad()
-    def decode(self, latents: Sequence[Float[Tensor, "b z h w"]]) -> Integer[Tensor, "b c H W"]:
-        """Images drawn from the likelihood given all latents."""
+    def decode(
+        self, latents: Sequence[Float[Tensor, "b z h w"]], pixel_noise: Float[Tensor, "b u H W"] | None = None
+    ) -> Integer[Tensor, "b c H W"]:
+        """Images drawn from the likelihood given all latents, with noise as in `sample`."""
         with self._evaluation():
-            self._check_latents("latents", latents, len(latents[0]) if latents else 0)
-            layers = self._top_down([], [Given(z) for z in latents])
-            return self._drawn(self.decoder(layers[-1].top_down.context, layers[-1].z).head)
+            last = self._from(latents, None, 1.0)[-1]
+            return self.draw_pixels(self.likelihood_head(last.top_down.context, last.z), pixel_noise)
+
+    @torch.no_grad()
+    def completed(
+        self,
+        latents: Sequence[Float[Tensor, "b z h w"] | None],
+        noise: Sequence[Float[Tensor, "b z h w"]],
+        temperature: float = 1.0,
+    ) -> list[Float[Tensor, "b z h w"]]:
+        """The latents, each None drawn from its prior given those above it: mean + temperature * stddev * noise."""
+        with self._evaluation():
+            return [layer.z for layer in self._from(latents, noise, temperature)]
+
+    @torch.no_grad()
+    def standardised(self, latents: Sequence[Float[Tensor, "b z h w"]]) -> list[Float[Tensor, "b z h w"]]:
+        """(z - mean) / stddev under the priors: the noise from which `completed` would draw these latents."""
+        with self._evaluation():
+            return [(layer.z - layer.prior.mean) / layer.prior.stddev for layer in self._from(latents, None, 1.0)]
+
+    @torch.no_grad()
+    def mean_image(
+        self,
+        latents: Sequence[Float[Tensor, "b z h w"] | None],
+        noise: Sequence[Float[Tensor, "b z h w"]] | None = None,
+        temperature: float = 1.0,
+    ) -> Float[Tensor, "b c H W"]:
+        """The likelihood's mean, in pixel values; the probability of a one for binary data.
+
+        Args:
+            latents, noise, temperature: as in `completed`; no noise is needed where all latents are given.
+        """
+        with self._evaluation():
+            last = self._from(latents, noise, temperature)[-1]
+            head = self.likelihood_head(last.top_down.context, last.z).float()
+            match self.config.likelihood:
+                case BernoulliConfig():
+                    return bernoulli.mean(head)
+                case LogisticMixtureConfig(num_mixtures=num_mixtures):
+                    u = logistic_mixture.mean(logistic_mixture.split(head, self.spec.channels, num_mixtures))
+                    return (u + 1) / 2 * self.spec.max_value
+
+    @torch.no_grad()
+    def nll_given(
+        self,
+        x: Integer[Tensor, "b c H W"],
+        latents: Sequence[Float[Tensor, "b z h w"] | None],
+        noise: Sequence[Float[Tensor, "b z h w"]] | None = None,
+    ) -> Float[Tensor, "b"]:
+        """-log p(x | z) in nats; latents and noise as in `completed`, at temperature 1."""
+        with self._evaluation():
+            last = self._from(latents, noise, 1.0)[-1]
+            head = self.decoder(last.top_down.context, last.z).head.float()
+            return -self._log_prob(self._checked_pixels(x), head)
 
     def reconstruct(
         self, x: Integer[Tensor, "b c H W"], noise: Sequence[Float[Tensor, "b z h w"]] | None = None
@@ -156,6 +255,44 @@ class DeepVAE(nn.Module):
                 per_image.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples))
             return torch.cat(per_image)
 
+    @torch.no_grad()
+    def log_weights(
+        self, x: Integer[Tensor, "b c H W"], noises: Iterable[Sequence[Float[Tensor, "b z h w"]]]
+    ) -> Iterator[Float[Tensor, "b"]]:
+        """log p(x, z) - log q(z | x) in nats for one draw of z after the other. The images are encoded once.
+
+        Args:
+            noises: for each draw L standard normal tensors.
+        """
+        with self._evaluation():
+            x = self._checked_pixels(x)
+            features = self.encoder(self._scaled(x))
+            for noise in noises:
+                yield self._log_weights(x, features, self._checked_noise(noise, len(x), x.device))
+
+    def features(self, x: Integer[Tensor, "b c H W"]) -> list[Float[Tensor, "b e h w"]]:
+        """The bottom-up features e_0 ... e_L of raw pixels."""
+        return self.encoder(self._scaled(self._checked_pixels(x)))
+
+    def layer(
+        self, index: int, contexts: list[Tensor], z_previous: Tensor | None, source: Infer | Draw | Given
+    ) -> Layer:
+        """Runs one latent layer, those above it done; `contexts` is theirs and receives its own."""
+        layer = self.layers[index]
+        run = partial(recomputed, layer) if "layers" in self.recompute else layer
+        # A copy of the list, which goes on to grow before the backward pass.
+        output: Layer = run([*contexts], z_previous, source)
+        if output.top_down.normalised is not None:
+            contexts[-2] = output.top_down.normalised
+        contexts.append(output.top_down.context)
+        return output
+
+    def likelihood_head(
+        self, context: Float[Tensor, "b c h w"], z: Float[Tensor, "b z h w"]
+    ) -> Float[Tensor, "b p H W"]:
+        """The likelihood's raw parameters of each pixel, from context and latent of the last layer."""
+        return self._cropped(self.decoder(context, z).head)
+
     def attention_gates(self) -> dict[str, Tensor]:
         """The gate gamma of each depth-wise attention, `decoder/layer_01` ..., `encoder/layer_00` ..., float32.
 
@@ -179,6 +316,30 @@ class DeepVAE(nn.Module):
                 module.muted = False
 
     @contextmanager
+    def hidden_context(self, name: str, slot: int) -> Iterator[None]:
+        """Within it, a depth-wise attention looks at one slot less; its other probabilities sum to 1 without it.
+
+        Args:
+            name, slot: as in `watched_depth_attention`, whose probabilities stay those of all slots.
+
+        Raises:
+            ValueError: there is no such attention or slot, or it is the only one.
+        """
+        slots = {known: self._slots(known) for known, _ in self._attentions()}
+        if name not in slots:
+            raise ValueError(f"no depth-wise attention {name!r}: the model has {', '.join(slots) or 'none'}")
+        if not 0 <= slot < slots[name]:
+            raise ValueError(f"{name} attends to the slots 0 to {slots[name] - 1}, got {slot}")
+        if slots[name] == 1:
+            raise ValueError(f"{name} has one slot only: without_depth_attention() switches the attention off")
+        module = dict(self._attentions())[name]
+        module.hidden = slot
+        try:
+            yield
+        finally:
+            module.hidden = None
+
+    @contextmanager
     def watched_depth_attention(self, watch: Callable[[str, Float[Tensor, "n b h w"]], None]) -> Iterator[None]:
         """Within it, forward passes also compute the probabilities of each depth-wise attention, for `watch`.
 
@@ -199,6 +360,37 @@ class DeepVAE(nn.Module):
             for hook in hooks:
                 hook.remove()
 
+    @contextmanager
+    def watched_spatial_attention(
+        self, at: tuple[float, float], watch: Callable[[str, Float[Tensor, "b h w"]], None]
+    ) -> Iterator[None]:
+        """Within it, forward passes also compute where one pixel looks in each non-local block, for `watch`.
+
+        Args:
+            at: the pixel that asks, as (y, x) in [0, 1) of the height and width of the image with its margin.
+            watch: is called with the block's name and the probabilities over the pixels of its map, or over every
+                second one where the block subsamples.
+        """
+
+        def look(block: NonLocalBlock, args: tuple[Tensor], name: str) -> None:
+            height, width = args[0].shape[2:]
+            watch(name, block.probabilities(args[0], int(at[0] * height), int(at[1] * width)).detach())
+
+        hooks = [
+            block.register_forward_pre_hook(partial(look, name=name.removesuffix(".non_local")))
+            for name, block in self.named_modules()
+            if isinstance(block, NonLocalBlock)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _slots(self, name: str) -> int:
+        path, _, layer = name.partition("/layer_")
+        return int(layer) if path == "decoder" else len(self.layers) - int(layer) + 1
+
     def _attentions(self) -> Iterator[tuple[str, DecoderAttention | EncoderAttention]]:
         for i, layer in enumerate(self.layers):
             for module in layer.modules():
@@ -210,15 +402,22 @@ class DeepVAE(nn.Module):
     def _top_down(self, contexts: list[Tensor], sources: Sequence[Infer | Draw | Given]) -> list[Layer]:
         """Runs the latent layers; `contexts` receives their contexts."""
         outputs: list[Layer] = []
-        for layer, source in zip(self.layers, sources, strict=True):
-            run = partial(recomputed, layer) if "layers" in self.recompute else layer
-            # A copy of the list, which goes on to grow before the backward pass.
-            output: Layer = run([*contexts], outputs[-1].z if outputs else None, source)
-            if output.top_down.normalised is not None:
-                contexts[-2] = output.top_down.normalised
-            contexts.append(output.top_down.context)
-            outputs.append(output)
+        for i, source in enumerate(sources):
+            outputs.append(self.layer(i, contexts, outputs[-1].z if outputs else None, source))
         return outputs
+
+    def _from(
+        self, latents: Sequence[Tensor | None], noise: Sequence[Tensor] | None, temperature: float
+    ) -> list[Layer]:
+        """The layers with these latents, each None drawn from its prior with its noise."""
+        given = [z for z in latents if z is not None]
+        if noise is None:
+            self._check_latents("latents", given, len(given[0]) if given else 0)
+            noise = given
+        else:
+            self._check_latents("noise", noise, len(noise[0]) if noise else 0)
+        sources = [Draw(eps, temperature) if z is None else Given(z) for z, eps in zip(latents, noise, strict=True)]
+        return self._top_down([], sources)
 
     def _log_weights(self, x: Tensor, features: list[Tensor], noise: list[Tensor]) -> Float[Tensor, "b"]:
         layers = self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])
@@ -236,23 +435,6 @@ class DeepVAE(nn.Module):
                 mixture = logistic_mixture.split(head, self.spec.channels, num_mixtures)
                 u = x.float() * 2 / self.spec.max_value - 1
                 return logistic_mixture.log_prob(u, mixture, self.spec.max_value, edges)
-
-    def _drawn(self, head: Tensor) -> Integer[Tensor, "b c H W"]:
-        with torch.autocast(head.device.type, enabled=False):
-            head = self._cropped(head.float())
-            match self.config.likelihood:
-                case BernoulliConfig():
-                    return bernoulli.sample(head, torch.rand_like(head))
-                case LogisticMixtureConfig(num_mixtures=num_mixtures, edges=edges):
-                    mixture = logistic_mixture.split(head, self.spec.channels, num_mixtures)
-                    u = logistic_mixture.sample(
-                        mixture,
-                        _open_uniform(mixture.logits),
-                        _open_uniform(mixture.means[:, :, 0]),
-                        self.spec.max_value,
-                        edges,
-                    )
-                    return ((u + 1) / 2 * self.spec.max_value).round().to(self._pixel_dtype)
 
     @property
     def _pixel_dtype(self) -> torch.dtype:
@@ -276,6 +458,8 @@ class DeepVAE(nn.Module):
         if x.dtype != self._pixel_dtype:
             raise ValueError(f"the model takes raw pixels of dtype {self._pixel_dtype}, got {x.dtype}")
         max_value = 1 if self.spec.binary else self.spec.max_value
+        if torch.compiler.is_exporting():  # no values yet
+            return x
         # Elsewhere than on the CPU the check would wait for the device in every step.
         if x.device.type == "cpu" and len(x) and max_value < 255 and (found := int(x.max())) > max_value:
             raise ValueError(f"the model takes pixel values 0 to {max_value}, got {found}")
@@ -305,22 +489,19 @@ class DeepVAE(nn.Module):
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
         """Moving statistics, no noise on the log-scales; then as it was."""
-        training = self.training
+        if not self.training:  # to say so to every module takes longer than a small one's work
+            yield
+            return
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            self.train()
 
 
 def _posterior(layer: Layer) -> gaussian.Gaussian:
     assert layer.posterior is not None, "an inferred layer has a posterior"
     return layer.posterior
-
-
-def _open_uniform(like: Tensor) -> Tensor:
-    """Uniform draws that stay clear of 0 and 1, where their logits are infinite."""
-    return torch.rand_like(like).clamp(1e-5, 1 - 1e-5)
 
 
 def _trace(

@@ -72,7 +72,7 @@ class Draw(NamedTuple):
     """z from the prior with its stddev times the temperature."""
 
     noise: Tensor
-    temperature: float
+    temperature: float | Tensor
 
 
 class Given(NamedTuple):
@@ -207,7 +207,7 @@ class VariationalLayer(nn.Module):
         """
         reference = source.z if isinstance(source, Given) else source.noise
         top_down: TopDown = (
-            self.generative(len(reference)) if z_previous is None else self.generative(contexts, z_previous)
+            self.generative(reference.shape[0]) if z_previous is None else self.generative(contexts, z_previous)
         )
         bottom_up: BottomUp | None = None
         if isinstance(source, Infer):

@@ -85,6 +85,33 @@ def test_entropy_and_mean_of_any_distribution() -> None:
     assert layer.distance == pytest.approx(rows.numpy().mean(axis=0) @ np.arange(5), rel=1e-6)
 
 
+def test_how_far_and_how_many() -> None:
+    """Closed forms of effective contexts, distance and shares; what is nearest differs between the paths."""
+    found = figures(decoder__layer_03=[[0.5, 0.25, 0.25]], encoder__layer_01=[[0.4, 0.0, 0.6]])
+    [above], [below] = found.decoder, found.encoder
+    entropy = 0.5 * math.log(2) + 0.5 * math.log(4)
+    assert above.as_json() == pytest.approx(
+        {
+            "layer": 3,
+            "contexts": 3,
+            "entropy_nats": entropy,
+            "relative_entropy": entropy / math.log(3),
+            "effective_contexts": 2**1.5,
+            "distance": 0.5 * 3 + 0.25 * 2 + 0.25 * 1,
+            "share_beyond_nearest": 0.75,
+            "most_attended": 0,
+            "share_of_most_attended": 0.5,
+        },
+        rel=1e-6,
+    )
+    assert (below.most_attended, below.share_beyond_nearest) == (3, pytest.approx(0.6))
+    assert below.distance == pytest.approx(1.2)
+    assert below.effective_contexts == pytest.approx(0.4**-0.4 * 0.6**-0.6)
+    alpha = found.as_json(4)["decoder"]["alpha"]
+    assert alpha == [[0] * 4, [0] * 4, [0] * 4, pytest.approx([0.5, 0.25, 0.25, 0])]
+    assert found.as_json(4)["encoder"]["alpha"][1] == pytest.approx([0, 0.4, 0, 0.6, 0])
+
+
 def test_paths_without_a_choice_have_no_figures() -> None:
     assert figures().metrics() == {}
     assert figures(decoder__layer_01=[[1.0]]).metrics() == {}

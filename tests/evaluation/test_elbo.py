@@ -1,12 +1,12 @@
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from threads_as_ranks import on_ranks
+from torch import Tensor
 
-from attvae.evaluation.elbo import ElboFigures, ElboSums, evaluate_elbo
+from attvae.evaluation.elbo import ElboFigures, ElboSums
 from attvae.spec import DataSpec
 
 SPEC = DataSpec(height=4, width=4, channels=3, num_bits=8, max_value=255)
@@ -21,65 +21,44 @@ class Parts(NamedTuple):
     nelbo_nats: Tensor
 
 
-class Quadratic(nn.Module):
+def quadratic(x: Tensor, noise: Tensor) -> Parts:
     """Some figures of each image and its noise, which are easy to have from numpy too."""
-
-    def forward(self, x: Tensor, noise: list[Tensor]) -> Parts:
-        assert not self.training
-        assert not torch.is_grad_enabled()
-        nll = (x**2).sum(dim=(1, 2, 3))
-        kl = torch.stack([(eps * x.mean(dim=(1, 2, 3))) ** 2 for eps in noise])
-        return Parts(nll, kl, nll + kl.sum(dim=0))
+    nll = (x**2).sum(dim=(1, 2, 3))
+    kl = torch.stack([(eps * x.mean(dim=(1, 2, 3))) ** 2 for eps in noise.unbind(1)])
+    return Parts(nll, kl, nll + kl.sum(dim=0))
 
 
-def batches(size: int, start: int = 0, end: int = 100) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+def sums_of(size: int, start: int = 0, end: int = 100, padding: int = 0) -> ElboSums:
+    sums = ElboSums(LAYERS, SPEC)
     for first in range(start, end, size):
         rows = slice(first, min(first + size, end))
-        yield IMAGES[rows], list(NOISE[rows].unbind(1)), torch.ones(rows.stop - first)
+        x = torch.cat([torch.full((padding, *SPEC.shape), 3.0).double(), IMAGES[rows]])
+        noise = torch.cat([torch.full((padding, LAYERS), 9.0).double(), NOISE[rows]])
+        sums.add(quadratic(x, noise), torch.tensor([0.0] * padding + [1.0] * (rows.stop - first)))
+    return sums
 
 
 def alone(sums: Tensor) -> Tensor:
     return sums
 
 
-def evaluate(size: int) -> ElboFigures:
-    return evaluate_elbo(Quadratic(), batches(size), layers=LAYERS, spec=SPEC, sum_over_ranks=alone)
-
-
-def numbers(figures: ElboFigures) -> list[float]:
-    return [figures.nelbo_nats, figures.nll_nats, *figures.kl_nats_per_layer, figures.bits_per_dim]
-
-
-def expected() -> list[float]:
+def assert_as_expected(figures: ElboFigures | None) -> None:
     x, eps = IMAGES.numpy(), NOISE.numpy()
     nll = np.square(x).sum(axis=(1, 2, 3)).mean()
     kl = np.square(eps * x.mean(axis=(1, 2, 3))[:, None]).mean(axis=0)
-    return [nll + kl.sum(), nll, *kl, (nll + kl.sum()) / (48 * np.log(2))]
+    assert figures is not None
+    assert figures.images == 100
+    found = [figures.nelbo_nats, figures.nll_nats, *figures.kl_nats_per_layer, figures.bits_per_dim]
+    np.testing.assert_allclose(found, [nll + kl.sum(), nll, *kl, (nll + kl.sum()) / (48 * np.log(2))], rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 100])  # 7 leaves a last batch of 2, 64 one of 36
 def test_every_image_counts_once_whatever_the_batch(size: int) -> None:
-    figures = evaluate(size)
-    assert figures.images == 100
-    np.testing.assert_allclose(numbers(figures), expected(), rtol=1e-12)
-
-
-def test_batch_size_does_not_matter() -> None:
-    np.testing.assert_allclose(numbers(evaluate(7)), numbers(evaluate(64)), rtol=1e-10)
+    assert_as_expected(sums_of(size).figures(alone))
 
 
 def test_images_of_weight_zero_count_nowhere() -> None:
-    def padded() -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-        for x, noise, weights in batches(7):
-            yield (
-                torch.cat([torch.full((2, *SPEC.shape), 3.0).double(), x]),
-                [torch.cat([torch.full((2,), 9.0).double(), eps]) for eps in noise],
-                torch.cat([torch.zeros(2), weights]),
-            )
-
-    figures = evaluate_elbo(Quadratic(), padded(), layers=LAYERS, spec=SPEC, sum_over_ranks=alone)
-    assert figures.images == 100
-    np.testing.assert_allclose(numbers(figures), expected(), rtol=1e-12)
+    assert_as_expected(sums_of(7, padding=2).figures(alone))
 
 
 def test_the_sums_are_double_whatever_the_model_gives() -> None:
@@ -93,25 +72,8 @@ def test_the_sums_are_double_whatever_the_model_gives() -> None:
 
 @pytest.mark.parametrize("share", [31, 0, 100])
 def test_ranks_with_unequal_shares_agree_with_one_process(share: int) -> None:
-    shares: list[Tensor] = []
-
-    def gather(own: Tensor) -> Tensor:
-        shares.append(own)
-        return torch.ones_like(own)  # what this rank would report is not looked at
-
-    evaluate_elbo(Quadratic(), batches(7, share, 100), layers=LAYERS, spec=SPEC, sum_over_ranks=gather)
-    figures = evaluate_elbo(
-        Quadratic(), batches(7, 0, share), layers=LAYERS, spec=SPEC, sum_over_ranks=lambda own: own + shares[0]
-    )
-    assert figures.images == 100
-    np.testing.assert_allclose(numbers(figures), expected(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_in_its_mode(training: bool) -> None:
-    model = Quadratic().train(training)
-    evaluate_elbo(model, batches(64), layers=LAYERS, spec=SPEC, sum_over_ranks=alone)
-    assert model.training is training
+    for found in on_ranks([sums_of(7, 0, share).figures, sums_of(64, share, 100).figures]):
+        assert_as_expected(found)
 
 
 def test_metric_names() -> None:

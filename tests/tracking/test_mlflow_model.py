@@ -20,6 +20,7 @@ from attvae import config, export
 from attvae.data.manifest import Manifest
 from attvae.engine.rendezvous import World
 from attvae.evaluate import evaluation_of
+from attvae.export import ExportConfig
 from attvae.model.vae import DeepVAE
 from attvae.tracking.mlflow_model import log_model, registration
 from data_prep.writer import prepare
@@ -35,9 +36,10 @@ def trained(folder: Path, data: Path, *overrides: str) -> Path:
     torch.manual_seed(7)
     model = DeepVAE(cfg.model, manifest.spec).eval()
     folder.mkdir()
-    export.write(folder / "model", model)
+    stated = ExportConfig(model=model.config, spec=model.spec)
+    export.write(folder / "model", model, stated, "a card\n")
     (folder / "config.yaml").write_text(cfg.to_yaml())
-    figures = evaluation_of(model, cfg, manifest, World(0, 1, torch.device("cpu"))).of("test")
+    figures = evaluation_of(model, cfg, manifest, World(0, 1, torch.device("cpu"))).of("test").elbo()
     (folder / "summary.json").write_text(json.dumps({"samples_seen": 2000, "test": figures._asdict()}))
     return folder
 
