@@ -173,12 +173,29 @@ def evaluate(
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the figures there too; -: in place of the table."),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(metavar="ONNX", help="Samples against the images, in this network's features: docs/quality.md."),
+    ] = None,
+    features_sha256: Annotated[str | None, typer.Option(metavar="HEX", help="With --features: of that file.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --features: by default as many as images.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="With --features: of the samples; 1 by default.")
+    ] = None,
 ) -> None:
     """Figures of a finished run's EMA weights, or of an exported model, with standard errors: docs/evaluate.md."""
     launched = "WORLD_SIZE" in os.environ
     with _bad_input(found_by_all=True):
         if launched and ranks not in (None, RANKS):
             raise ValueError(f"--ranks {ranks}, but a launcher has started {RANKS} (WORLD_SIZE): leave --ranks out")
+        if features is None and (features_sha256 or samples or temperature is not None):
+            raise ValueError("--features-sha256, --samples and --temperature go with --features FILE: docs/quality.md")
+        if features is not None and features_sha256 is None:
+            raise ValueError(
+                f"--features {features} needs --features-sha256: what `sha256sum` prints for the file as it was made"
+            )
     if ranks and ranks > 1 and not launched:
         from attvae.engine.local_ranks import run_on_local_ranks
 
@@ -186,7 +203,7 @@ def evaluate(
     from attvae.engine.environment_defaults import set_environment_defaults
     from attvae.engine.launcher import follow_launcher
     from attvae.engine.rendezvous import FailedOnAnotherRankError, is_lost_connection, join, leave
-    from attvae.evaluate import Asked, check_report, write_report
+    from attvae.evaluate import Asked, Features, check_report, write_report
     from attvae.evaluate import evaluate as run
     from attvae.show import show_evaluation
 
@@ -196,7 +213,10 @@ def evaluate(
             set_environment_defaults(trained)
             world = join()
             world.from_first(lambda: check_report(json_file))
-            report = run(trained, Asked(split, data, iw, batch, draws, seed, force), world)
+            of = None
+            if features is not None and features_sha256 is not None:
+                of = Features(features, features_sha256, samples, 1.0 if temperature is None else temperature)
+            report = run(trained, Asked(split, data, iw, batch, draws, seed, force, of), world)
             if RANK == 0 and json_file:
                 write_report(json_file, report)
     except FailedOnAnotherRankError as error:
@@ -267,16 +287,29 @@ def compare(
     ] = None,
 ) -> None:
     """Runs side by side: what differs, figures at equal samples seen and at equal time; curves and pictures."""
-    from attvae.compare.page import write_page
+    from attvae.compare.page import page
     from attvae.compare.runs import read_runs
     from attvae.compare.terminal import show_comparison
+    from attvae.pages.document import write_page
 
     with _bad_input(found_by_all=True):
         found = read_runs(runs, tracking_uri)
         show_comparison(found)
         if out:
-            write_page(found, out)
+            write_page(page(found), out)
             print(f"page: {out}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; the run may still be going.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in RUN.")] = None,
+) -> None:
+    """One page about a run, for any browser: figures, curves, pictures, attention, how to get it again."""
+    from attvae.report.make import report as make
+
+    with _bad_input(found_by_all=True):
+        print(make(run, out))
 
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of attvae: JSON on stdout.")

@@ -1,6 +1,7 @@
 """The figures of a trained model: composes data, model and evaluators."""
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -20,10 +21,13 @@ from attvae.data.manifest import Manifest, Split
 from attvae.engine.rendezvous import World
 from attvae.evaluation.active_units import ACTIVE_VARIANCE, LayerUnits
 from attvae.evaluation.codecs import CODECS, codec_bytes
+from attvae.evaluation.feature_network import FeatureNetwork
 from attvae.evaluation.image_means import Estimate
+from attvae.evaluation.precision_recall import NEIGHBOURS
 from attvae.evaluation.split_figures import DrawnBatch, SplitFigures, evaluate_split
 from attvae.evaluation_noise import EVALUATION_SEED, evaluation_noise
 from attvae.model.vae import DeepVAE
+from attvae.quality import LEAST, Quality, quality
 from attvae.run_folder import RunFolder, write_json
 from attvae.spec import DataSpec
 from attvae.tracking.secrets import without_secrets
@@ -193,6 +197,19 @@ def _trained_on(folder: RunFolder, newest: Checkpoint) -> tuple[DataSpec | None,
 # ------------------------------------------------------------------------------------------------- `attvae evaluate`
 
 
+class Features(NamedTuple):
+    """What `attvae evaluate --features` is asked: samples against the images of the split, in a network's features.
+
+    Attributes:
+        samples: how many; None: as many as images.
+    """
+
+    path: Path
+    sha256: str
+    samples: int | None = None
+    temperature: float = 1.0
+
+
 class Asked(NamedTuple):
     """What `attvae evaluate` is asked beside the model; None: as the run's configuration says.
 
@@ -200,6 +217,7 @@ class Asked(NamedTuple):
         data: of a prepared data set, in place of the run's own; an export needs it.
         importance_samples: K of the importance-weighted bound; None leaves that out.
         force: go on, marking every figure, where figures could be misunderstood.
+        features: for the figures of docs/quality.md; None leaves those out.
     """
 
     split: Split = "test"
@@ -209,6 +227,7 @@ class Asked(NamedTuple):
     draws: int | None = None
     seed: int = EVALUATION_SEED
     force: bool = False
+    features: Features | None = None
 
 
 def evaluate(path: Path, asked: Asked, world: World) -> dict[str, Any]:
@@ -218,9 +237,10 @@ def evaluate(path: Path, asked: Asked, world: World) -> dict[str, Any]:
         ValueError: the model or the data cannot be had, do not fit, or fit with --force only.
         FailedOnAnotherRankError: in place of these, where another rank says it.
     """
-    trained, evaluation, forced = world.all_or_none(lambda: _prepare(path, asked, world))
+    trained, evaluation, forced, network = world.all_or_none(lambda: _prepare(path, asked, world))
     figures = evaluation.of(asked.split)
     manifest = evaluation.manifest
+    found = _quality(evaluation, asked, network) if network else None
     return {
         "model": trained.about,
         "data": {
@@ -235,7 +255,8 @@ def evaluate(path: Path, asked: Asked, world: World) -> dict[str, Any]:
         "iw": asked.importance_samples,
         "seed": asked.seed,
         "forced": forced,
-        "figures": _report(figures, forced),
+        "features": _compared(asked, network, found) if network and found else None,
+        "figures": {**_report(figures, forced), **_report_quality(found, forced)},
     }
 
 
@@ -261,7 +282,9 @@ def write_report(file: str, report: dict[str, Any]) -> None:
         write_json(Path(file), {"command": command, **report})
 
 
-def _prepare(path: Path, asked: Asked, world: World) -> tuple[Trained, Evaluation, list[str]]:
+def _prepare(path: Path, asked: Asked, world: World) -> tuple[Trained, Evaluation, list[str], FeatureNetwork | None]:
+    if asked.features:
+        _check(asked.features)
     trained = open_trained(path, force=asked.force)
     cfg = trained.config
     if asked.data is None and cfg is None:
@@ -276,7 +299,7 @@ def _prepare(path: Path, asked: Asked, world: World) -> tuple[Trained, Evaluatio
             f"{path} models {trained.model.spec!r}, but {data.path} holds {manifest.spec!r}: name the data it is for"
         )
     forced = [*trained.forced]
-    if difference := _other_data(trained, manifest):
+    if difference := other_data(trained, manifest):
         forced.append(f"other data than the training's: {difference}")
         if not asked.force:
             raise ValueError(
@@ -294,10 +317,37 @@ def _prepare(path: Path, asked: Asked, world: World) -> tuple[Trained, Evaluatio
         seed=asked.seed,
         importance_samples=asked.importance_samples,
     )
-    return trained, evaluation, forced
+    return trained, evaluation, forced, _feature_network(asked.features, manifest.spec) if asked.features else None
 
 
-def _other_data(trained: Trained, manifest: Manifest) -> str | None:
+def _check(features: Features) -> None:
+    if not math.isfinite(features.temperature) or features.temperature < 0:
+        raise ValueError(f"--temperature {features.temperature}: a finite number from 0 up is needed")
+    if features.samples is not None and features.samples < LEAST:
+        raise ValueError(f"--samples {features.samples}: {LEAST} at least, for each has {NEIGHBOURS} nearest others")
+
+
+def _feature_network(features: Features, spec: DataSpec) -> FeatureNetwork:
+    return FeatureNetwork(features.path, features.sha256, spec.shape, 1 if spec.binary else spec.max_value)
+
+
+def _quality(evaluation: Evaluation, asked: Asked, network: FeatureNetwork) -> Quality:
+    assert asked.features, "it names the network"
+    return quality(
+        evaluation.model,
+        evaluation.manifest,
+        evaluation.data,
+        evaluation.world,
+        network,
+        split=asked.split,
+        samples=asked.features.samples or evaluation.manifest.samples(asked.split),
+        temperature=asked.features.temperature,
+        batch=evaluation.batch,
+        seed=asked.seed,
+    )
+
+
+def other_data(trained: Trained, manifest: Manifest) -> str | None:
     """What differs first between these data and those of the training, as far as they are known."""
     known = trained.about["trained_on"] or {}
     for name in ("name", "version", "fingerprint"):
@@ -344,6 +394,28 @@ def _report(figures: SplitFigures, forced: list[str]) -> dict[str, Any]:
         "kl_nats_per_layer": [{"layer": layer, **marked(kl)} for layer, kl in enumerate(figures.kl_nats_per_layer)],
         "active_units": {**_active_units(units), "forced": forced} if units else None,
     }
+
+
+def _compared(asked: Asked, network: FeatureNetwork, found: Quality) -> dict[str, Any]:
+    """What the distance, precision and recall are of."""
+    assert asked.features, "it names the network"
+    images, samples = found.compared
+    return {
+        "network": str(network.path),
+        "sha256": network.sha256,
+        "dimensions": network.dimensions,
+        "images": found.images,
+        "samples": found.samples,
+        "temperature": asked.features.temperature,
+        "neighbours": NEIGHBOURS,
+        "compared_images": images,
+        "compared_samples": samples,
+    }
+
+
+def _report_quality(found: Quality | None, forced: list[str]) -> dict[str, Any]:
+    names = ("frechet_distance", "precision", "recall")
+    return {name: {**getattr(found, name)._asdict(), "forced": forced} if found else None for name in names}
 
 
 def _active_units(layers: tuple[LayerUnits, ...]) -> dict[str, Any]:

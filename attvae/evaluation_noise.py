@@ -1,4 +1,6 @@
-"""The noise of evaluations: the same for all runs, and wherever a model is evaluated."""
+"""The noise of evaluations and samples: the same for all runs, and wherever a model is evaluated."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ EVALUATION_SEED = 0
 
 _SAMPLES_FROM = 32
 """The bit of a place's minor number from which on it counts importance samples; below it, draws."""
+_PRIORS, _PIXELS = 0, 1  # a sample's noise for its latents, and for its pixels
 
 
 def with_evaluation_noise(
@@ -32,3 +35,11 @@ def evaluation_noise(
     places = [(int(i), draw + (sample << _SAMPLES_FROM)) for i in ids]
     noise = seeding.latent_noise(seed, Purpose.EVALUATE, places, model.latent_shapes)
     return [eps.to(device) for eps in noise]
+
+
+def sampling_noise(model: DeepVAE, indices: Iterable[int], seed: int) -> tuple[list[Tensor], Tensor]:
+    """What `DeepVAE.sample` takes for the samples of these indices: noise of latents and of pixels, on the CPU."""
+    places = [(i, _PRIORS) for i in indices]
+    noise = seeding.latent_noise(seed, Purpose.SAMPLE, places, model.latent_shapes)
+    pixels = [(i, _PIXELS) for i, _ in places]
+    return noise, seeding.pixel_noise(seed, Purpose.SAMPLE, pixels, model.pixel_noise_shape)

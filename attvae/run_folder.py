@@ -45,6 +45,7 @@ class RunFolder:
         self.mlflow = path / "mlflow.json"
         self.model = path / "model"
         self.summary = path / "summary.json"
+        self.report = path / "report.html"
         self.status = path / "status.json"
         self._lock: IO[str] | None = None
 

@@ -16,11 +16,9 @@ from torch import Tensor
 from attvae.evaluate import open_trained
 from attvae.evaluation.image_grid import grid_bands, grid_size
 from attvae.evaluation.png_stream import save_png_stream
+from attvae.evaluation_noise import sampling_noise
 from attvae.model.vae import DeepVAE
-from attvae.seeding import Purpose, latent_noise, pixel_noise
 from attvae.spec import DataSpec
-
-_PRIORS, _PIXELS = 0, 1  # a sample's noise for its latents, and for its pixels
 
 
 def sample(trained: Path, out: Path, *, n: int, temperature: float, seed: int, batch: int, force: bool) -> None:
@@ -45,16 +43,8 @@ def sample_stream(
     """n images in batches, on the CPU. Image i depends on the model, the temperature and (seed, i) alone."""
     device = next(model.parameters()).device
     for start in range(0, n, batch):
-        noise, uniform = noise_of(model, range(start, min(start + batch, n)), seed)
+        noise, uniform = sampling_noise(model, range(start, min(start + batch, n)), seed)
         yield model.sample(len(uniform), temperature, [eps.to(device) for eps in noise], uniform.to(device)).cpu()
-
-
-def noise_of(model: DeepVAE, indices: Iterable[int], seed: int) -> tuple[list[Tensor], Tensor]:
-    """What `DeepVAE.sample` takes for the images of these indices: noise of latents and of pixels."""
-    places = [(i, _PRIORS) for i in indices]
-    noise = latent_noise(seed, Purpose.SAMPLE, places, model.latent_shapes)
-    pixels = [(i, _PIXELS) for i, _ in places]
-    return noise, pixel_noise(seed, Purpose.SAMPLE, pixels, model.pixel_noise_shape)
 
 
 def check_out(out: Path) -> None:

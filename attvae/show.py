@@ -59,6 +59,8 @@ def show_run(folder: RunFolder) -> None:
     for name in ("samples", "reconstructions"):
         for newest in sorted(folder.images.glob(f"{name}-*.png"))[-1:]:
             print(f"{name}: {newest}")
+    if folder.report.is_file():  # it could not be made, or the run is from before
+        print(f"all on one page: {folder.report}")
     if cfg.tracking.mlflow:
         print(f"compare runs: {cfg.tracking.ui_command()}")
 
@@ -108,8 +110,30 @@ def show_evaluation(report: dict[str, Any]) -> None:
     print_table(f"{model['path']}{at}", _COLUMNS, rows)
     print(f"{weights}; {data['name']} {data['version']}, {_images(report)}, seed {report['seed']}; ±: standard error")
     _show_active_units(figures["active_units"], mark)
+    if report["features"]:
+        _show_quality(report, mark)
     for reason in report["forced"]:
         print(f"forced: {reason}")
+
+
+def _show_quality(report: dict[str, Any], mark: str) -> None:
+    features, figures = report["features"], report["figures"]
+    title = f"{features['samples']:,} samples against {features['images']:,} images of {report['split']}"
+    rows = []
+    for name, label in (
+        ("frechet_distance", "Fréchet distance"),
+        ("precision", f"precision, k = {features['neighbours']}"),
+        ("recall", f"recall, k = {features['neighbours']}"),
+    ):
+        value, error = _value(figures[name])
+        rows.append((f"{label}{mark}", f"{value:,.4f}", "" if error is None else f"{error:,.4f}"))
+    print_table(title, ("", "", "±"), rows)
+    print(
+        f"{features['dimensions']:,} features of {features['network']} (SHA-256 {features['sha256'][:12]}…), "
+        f"temperature {features['temperature']:g}"
+    )
+    if min(features["samples"], features["images"]) <= features["dimensions"]:
+        print("fewer images than features: the Fréchet distance is far too large, and comparable at equal numbers only")
 
 
 _COLUMNS = ("", "nats", "±", "bits/dim", "±")

@@ -30,6 +30,8 @@ from attvae.loop import Loop, newest_checkpoint
 from attvae.model.official import count_parameters
 from attvae.model.vae import DeepVAE
 from attvae.model_card import model_card
+from attvae.report.make import report_at_the_end
+from attvae.report.subject import dataset_of
 from attvae.run_folder import RunFolder, write_json
 from attvae.seeding import Purpose
 from attvae.tracking.console import Console
@@ -195,6 +197,9 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
             shutil.rmtree(folder.model, ignore_errors=True)  # of a run whose summary was removed
             _export(folder, averaged, manifest, loop.samples_seen, summary)
             write_json(folder.summary, summary)
+        world.phases.enter("report")
+        if world.rank == 0:
+            report_at_the_end(folder, cfg, averaged, manifest, loop.samples_seen)
     except StopRequestedError as request:
         if world.rank == 0:
             folder.stopping()
@@ -258,19 +263,12 @@ def _describe(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoin
         return None
     about = {
         "hosts": hosts,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU",
         "ranks": world.size,
         "engine": cfg.engine.name,
         "zero_stage": cfg.engine.stage if cfg.engine.name == "zero" else None,
         "parameters": parameters,
-        "dataset": {
-            "name": manifest.name,
-            "version": manifest.version,
-            "fingerprint": manifest.fingerprint,
-            "source": manifest.source,
-            "path": str(cfg.data.path),
-            "samples": {split: manifest.samples(split) for split in SPLITS},
-            "spec": manifest.spec.model_dump(),
-        },
+        "dataset": dataset_of(manifest, cfg.data),
         "resumed_from": str(resumed.folder) if resumed else None,
     }
     folder.describe(cfg.to_yaml(), about)

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from attvae.bench.data import machine
+from attvae.evaluation_noise import sampling_noise
 from attvae.model import depth_attention
 from attvae.model.config import DepthAttentionConfig, LogisticMixtureConfig, ModelConfig, StackConfig
 from attvae.model.vae import DeepVAE
 from attvae.model.variational_layer import Draw
-from attvae.sample import noise_of
 from attvae.spec import DataSpec
 
 SPEC = DataSpec(height=16, width=16, channels=3, num_bits=8, max_value=255)
@@ -101,13 +101,13 @@ def measure(layers: int, batch: int, batches: int, rounds: int) -> dict[str, Any
         "nothing kept": (stacked, lambda noise: head_with_nothing_kept(model, noise)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    wanted = of_model(noise_of(model, range(batch), 0)[0])
+    wanted = of_model(sampling_noise(model, range(batch), 0)[0])
     for round_ in range(rounds + 1):  # the first one warms up
         for name, (context, head_of) in ways.items():
             begun = time.perf_counter()
             with context():
                 for k in range(batches):
-                    noise, pixel_noise = noise_of(model, range(k * batch, (k + 1) * batch), 0)
+                    noise, pixel_noise = sampling_noise(model, range(k * batch, (k + 1) * batch), 0)
                     head = head_of(noise)
                     model.draw_pixels(head, pixel_noise)
                     if round_ == 0 and k == 0:

@@ -18,11 +18,10 @@ from attvae.compare.tables import (
     at_equal_wall_time,
     at_the_end,
     config_differences,
-    duration,
-    figure,
     not_comparable,
     what_they_are,
 )
+from attvae.pages.figures import duration, figure
 from attvae.tracking.run import Run
 
 METRIC = "val/nelbo_nats"

@@ -3,77 +3,20 @@
 import base64
 import math
 import re
-from html.parser import HTMLParser
 from itertools import combinations, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from parsed_html import Element, everything, parse
 from written_runs import png, row, write_run
 
-from attvae.compare.axis import around, from_zero
-from attvae.compare.curves import COLOURS, DASHES, curves, extent_of, style_of
-from attvae.compare.page import page, write_page
+from attvae.compare.page import page
 from attvae.compare.runs import read_runs
-
-VOID = {"meta", "input", "img", "br", "link"}
-
-
-class Element:
-    def __init__(self, tag: str, attributes: dict[str, str | None], parent: "Element | None") -> None:
-        self.tag, self.attributes, self.parent, self.text = tag, attributes, parent, ""
-        self.children: list[Element] = []
-
-    def all(self, tag: str, **attributes: str) -> list["Element"]:
-        """Those below it, in order; data_run stands for data-run."""
-        wanted = {name.replace("_", "-"): value for name, value in attributes.items()}
-        found = []
-        for child in self.children:
-            if child.tag == tag and wanted.items() <= child.attributes.items():
-                found.append(child)
-            found += child.all(tag, **attributes)
-        return found
-
-
-class Parser(HTMLParser):
-    """Refuses what is not well-formed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.root = self.at = Element("", {}, None)
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
-        element = Element(tag, dict(attrs), self.at)
-        self.at.children.append(element)
-        if tag not in VOID:
-            self.at = element
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.at = self.at.parent
-
-    def handle_endtag(self, tag):
-        assert self.at.tag == tag, f"</{tag}> closes <{self.at.tag}>"
-        self.at = self.at.parent
-
-    def handle_data(self, data):
-        self.at.text += data
-
-
-def parse(text: str) -> Element:
-    parser = Parser()
-    parser.feed(text)
-    parser.close()
-    assert parser.at is parser.root, f"<{parser.at.tag}> is not closed"
-    return parser.root
-
-
-def everything(element: Element) -> list[Element]:
-    return [each for child in element.children for each in (child, *everything(child))]
+from attvae.pages.axis import around, from_zero
+from attvae.pages.curves import COLOURS, DASHES, curves, extent_of, style_of
+from attvae.pages.document import STYLE, write_page
 
 
 def points(svg: Element, run: str) -> list[tuple[float, float]]:
@@ -274,7 +217,7 @@ def test_a_dozen_runs_all_look_different(tmp_path):
 def test_different_data_are_said_on_the_page(tmp_path):
     named = [write_run(tmp_path / name, [], {"data": {"path": name}}) for name in "ab"]
     out = tmp_path / "page.html"
-    write_page(read_runs(named, None), out)
+    write_page(page(read_runs(named, None)), out)
     (careful,) = parse(out.read_text()).all("p", **{"class": "careful"})
     assert "perhaps different data sets" in careful.text
 
@@ -309,8 +252,7 @@ def lab(colour: str, sight: str) -> np.ndarray:
 
 
 def test_colours_stand_out_from_the_paper_and_from_each_other():
-    style = (Path(__file__).parent.parent / "attvae" / "compare" / "style.css").read_text()
-    themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    themes = re.findall(r":root \{(.*?)\}", STYLE.read_text(), re.DOTALL)
     assert len(themes) == 2
     for theme in themes:
         colours = {

@@ -59,6 +59,7 @@ def test_the_numbers_are_those_that_runs_were_made_with() -> None:
         "SAMPLE": 6,
         "MODULE": 7,
         "EVALUATE_BINARISE": 8,
+        "COMPRESS": 9,
     }
     by_hand = np.random.Generator(philox(7, 3, 1000, 2)).standard_normal(2 * 3 + 4, dtype=np.float32)
     first, second = latent_noise(7, Purpose.LATENT, [(1000, 2)], [(2, 3, 1), (4, 1, 1)])

@@ -49,7 +49,7 @@ def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
     assert "mlflow ui --backend-store-uri" in output
 
 
-def test_a_plain_mlflow_client_finds_everything(finished: tuple[Path, str]) -> None:
+def test_a_plain_mlflow_client_finds_everything(finished: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = finished
     client = MlflowClient(f"sqlite:///{out.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("attvae")
@@ -67,7 +67,9 @@ def test_a_plain_mlflow_client_finds_everything(finished: tuple[Path, str]) -> N
     assert sum("samples" in path for path in pictures) >= 2
     assert sum("reconstructions" in path for path in pictures) >= 2
     artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}
-    assert {"config.yaml", "summary.json"} <= artifacts
+    assert {"config.yaml", "summary.json", "report.html"} <= artifacts
+    sent = client.download_artifacts(found.info.run_id, "report.html", str(tmp_path))
+    assert Path(sent).read_text() == (out / "report.html").read_text()
     with Image.open(sorted((out / "images").glob("samples-*.png"))[-1]) as picture:
         assert len(set(picture.convert("L").tobytes())) > 1, "a grid with something on it"
 

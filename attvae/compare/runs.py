@@ -8,13 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attvae.config import flatten
-from attvae.run_folder import RunFolder
-from attvae.tracking import mlflow_reader, recorded
+from attvae.read_run import read_run
+from attvae.tracking import mlflow_reader
 from attvae.tracking.config import TrackingConfig
-from attvae.tracking.jsonl import read
 from attvae.tracking.run import Run
 from attvae.tracking.secrets import without_secrets
 
@@ -47,7 +44,7 @@ def read_runs(named: Sequence[str], tracking_uri: str | None) -> list[Run]:
 
 def _read_run(name: str, uri: str) -> Run:
     if Path(name).exists():
-        return read_folder(Path(name))
+        return read_run(Path(name))
     if _RUN_ID.fullmatch(name):
         return mlflow_reader.read(name, uri)
     raise ValueError(f"{name} is neither a folder that is there nor an MLflow run id (32 hexadecimal digits)")
@@ -55,45 +52,6 @@ def _read_run(name: str, uri: str) -> Run:
 
 def _longer_name(run: Run) -> str:
     return f"{run.name} {run.source[:8]}" if _RUN_ID.fullmatch(run.source) else run.source
-
-
-def read_folder(path: Path) -> Run:
-    """A run from its folder; it may still be going.
-
-    Raises:
-        ValueError: it is no run folder, or a file in it is damaged.
-    """
-    folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise ValueError(f"{path} is no run folder (no config.yaml): name a folder that `attvae train` has made")
-    try:
-        config = yaml.safe_load(folder.config.read_text())
-        ending = recorded.ending(path)
-        tags = recorded.tags(path)
-        summary = folder.read_summary() if folder.summary.is_file() else {}
-    except (yaml.YAMLError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: a file of the run cannot be read ({error}): is it a run folder?") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder.config} is no configuration of a run: expected a mapping of keys to values")
-    rows = read(folder.journal)
-    if untimed := [row for row in rows if "time" not in row]:
-        raise ValueError(f"{folder.journal}: the line of {untimed[0]['samples_seen']:,} samples seen has no time")
-    status: str = ending.status
-    if (
-        status == "RUNNING" and not folder.is_in_use()
-    ):  # its process died without a word, or it is from before status.json
-        status = "FINISHED" if summary else "KILLED"
-    return Run(
-        name=path.resolve().name,
-        source=str(path),
-        status=status,
-        reason=ending.reason,
-        config=config,
-        tags=tags,
-        rows=rows,
-        pictures={(each.name, each.samples_seen): each.path.read_bytes for each in recorded.pictures(path)},
-        summary=summary,
-    )
 
 
 def _as_text(tree: Mapping[str, Any]) -> dict[str, str]:

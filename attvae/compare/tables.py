@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import NamedTuple
 
 from attvae.config import MAY_CHANGE
+from attvae.pages.figures import MISSING, duration, figure
 from attvae.tracking.run import Point, Run
-
-MISSING = "–"
 
 _FEW_RUNS = 4
 _DURING = ("val/nelbo_nats", "val/bits_per_dim", "val/kl_nats", "val/active_layers", "perf/images_per_s")
@@ -125,23 +123,6 @@ def at_the_end(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
     series = {metric: [run.series(metric) for run in runs] for metric in metrics}
     found = [(metric, [_last(points, math.inf) for points in each]) for metric, each in series.items() if any(each)]
     return _figures(runs, "end", "At the end of each run", found)
-
-
-def figure(value: float | None) -> str:
-    """Four decimals, or four digits of what is smaller than one; whole numbers as such."""
-    match value:
-        case None:
-            return MISSING
-        case _ if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
-        case _ if value == round(value) and abs(value) < 1e15:
-            return f"{value:,.0f}"
-        case _:
-            return f"{value:,.4f}" if abs(value) >= 0.01 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def _figures(runs: Sequence[Run], name: str, title: str, found: Sequence[tuple[str, list[float | None]]]) -> Table:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from attvae.compare.axis import around, from_zero
+from attvae.pages.axis import around, from_zero
 from attvae.search.lines import Line, drawable
 
 Curve = Sequence[tuple[int, float]]

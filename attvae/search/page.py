@@ -5,8 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-import attvae
-from attvae.compare import axis
+from attvae.pages.document import Section, document
 from attvae.search.config import SearchConfig
 from attvae.search.curves import Curve, trial_curves
 from attvae.search.importance import FEWEST_TRIALS, Importance, importance
@@ -16,31 +15,13 @@ from attvae.search.space import format_value, planned_trials
 from attvae.search.sweep_folder import SweepFolder
 from attvae.search.trial import Trial, best_of, finite, journal, ranked
 
-_STYLES = (Path(axis.__file__).with_name("style.css"), Path(__file__).with_name("page.css"))
-"""That of all our pages, and what is the sweep's."""
+_STYLE = Path(__file__).with_name("page.css")
 
 _CREDIBLE = 0.1
 """A forest that explains less of the variance says nothing about keys."""
 
 _MANY = 50
 """With fewer trials the page warns."""
-
-_FRAME = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title} – attvae sweep</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 class _Importance(NamedTuple):
@@ -53,14 +34,14 @@ def page(search: SearchConfig, folder: SweepFolder, trials: Sequence[Trial]) -> 
     curves = {trial.id: finite(journal(folder.generations(trial.id)), search.metric) for trial in trials}
     lines = lines_of(trials, search.metric)
     sections = [
-        ("trials", "Trials", _table(search, trials)),
-        (
+        Section("trials", "Trials", _table(search, trials)),
+        Section(
             "coordinates",
             "Parallel coordinates",
             f'{_LEGEND}<figure class="wide" tabindex="0">'
             f"{parallel_coordinates(search.space, lines, search.metric)}</figure>",
         ),
-        (
+        Section(
             "curves",
             "Curves and importance",
             '<div class="pair">'
@@ -70,16 +51,8 @@ def page(search: SearchConfig, folder: SweepFolder, trials: Sequence[Trial]) -> 
             "</div>",
         ),
     ]
-    links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
-    body = [
-        f"<h1>Sweep {escape(search.name)}</h1>",
-        f"<p>{_summary(search, trials)}</p>",
-        f"<nav>{links}</nav>",
-        *(f'<section id="{name}"><h2>{heading}</h2>\n{content}\n</section>' for name, heading, content in sections),
-        f"<footer>attvae {attvae.__version__}</footer>",
-    ]
-    style = "".join(path.read_text() for path in _STYLES)
-    return _FRAME.format(title=f"Sweep {escape(search.name)}", style=style, body="\n".join(body))
+    lead = [f"<p>{_summary(search, trials)}</p>"]
+    return document(f"Sweep {search.name}", "sweep", lead, sections, [_STYLE])
 
 
 _LEGEND = (

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from attvae.compare.axis import Axis, around
+from attvae.pages.axis import Axis, around
 from attvae.search.config import Dimension
 from attvae.search.importance import place
 from attvae.search.lines import Line, drawable

@@ -40,7 +40,7 @@ _KEY_TAG = "attvae.key"
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _UPLOAD_TIMEOUT_S = 300
 
-_CLEAN = ("command.txt", "environment.json", "git.diff")  # as they were written
+_CLEAN = ("command.txt", "environment.json", "git.diff", "report.html")  # as they were written
 
 # A process that is forked amid an import, such as one that loads data, would wait for ever for the import to end.
 _importing = threading.RLock()

@@ -14,6 +14,7 @@ ARTIFACTS = (
     "git.diff",
     "deepspeed.json",
     "summary.json",
+    "report.html",
 )
 """Files of a run folder that go to MLflow, those that are there."""
 

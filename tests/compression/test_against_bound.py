@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from attvae.compression.command import Compressed, compress, decompress
 from attvae.data.config import DataConfig
 from attvae.data.loader import eval_batches, open_manifest
+from attvae.data.manifest import Split
 from data_prep import photos
 from data_prep.writer import prepare
 
@@ -47,11 +49,11 @@ def test_256_patches_of_photographs(tmp_path: Path) -> None:
     patches.mkdir()
     config = DataConfig(path=str(data))
     manifest = open_manifest(config)
-    for split in ("test", "val"):
-        for batch in eval_batches(manifest, config, split, 0, 0, 10, 0, 1):
-            for x, number, weight in zip(batch.x, batch.ids.tolist(), batch.weights.tolist(), strict=True):
-                if weight and len([*patches.iterdir()]) < 256:
-                    Image.fromarray(x.permute(1, 2, 0).numpy()).save(patches / f"{split}-{number:03d}.png")
+    splits: tuple[Split, ...] = ("test", "val", "train")
+    batches = (b for split in splits for b in eval_batches(manifest, config, split, 0, 0, 10, 0, 1))
+    images = (x for b in batches for x, weight in zip(b.x, b.weights, strict=True) if weight)
+    for number, x in enumerate(islice(images, 256)):
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(patches / f"{number:03d}.png")
     samples = [f"{name}=2000" for name in ("train.samples", "train.kl_warmup", "eval.every", "checkpoint.every")]
     run = train("photos32.yaml", data, tmp_path / "run", *samples, "train.kl_start=0.5")
     found = compress(run, [patches], tmp_path / "file")

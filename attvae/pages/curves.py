@@ -5,8 +5,8 @@ from html import escape
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
-from attvae.compare.axis import Axis, around, from_zero
-from attvae.compare.tables import duration, figure
+from attvae.pages.axis import Axis, around, from_zero
+from attvae.pages.figures import duration, figure
 from attvae.tracking.run import Point, Run
 
 By = Literal["samples", "time"]

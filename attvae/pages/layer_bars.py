@@ -6,9 +6,9 @@ from html import escape
 from math import isfinite
 from typing import NamedTuple
 
-from attvae.compare.axis import from_zero
-from attvae.compare.curves import COLOURS
-from attvae.compare.tables import figure
+from attvae.pages.axis import from_zero
+from attvae.pages.curves import COLOURS
+from attvae.pages.figures import figure
 from attvae.tracking.run import Run
 
 _GROUPS = {"val_kl": "validation images, EMA weights", "kl": "training images"}
