@@ -59,7 +59,7 @@ def show_run(folder: RunFolder) -> None:
     for name in ("samples", "reconstructions"):
         for newest in sorted(folder.images.glob(f"{name}-*.png"))[-1:]:
             print(f"{name}: {newest}")
-    if folder.report.is_file():  # it could not be made, or the run is from before
+    if folder.report.is_file():  # not of runs from before, or where it could not be made
         print(f"all on one page: {folder.report}")
     if cfg.tracking.mlflow:
         print(f"compare runs: {cfg.tracking.ui_command()}")

@@ -121,7 +121,7 @@ def test_its_numbers_are_those_of_the_summary(finished: Path) -> None:
         for column, key in (("NELBO, nats", "nelbo_nats"), ("bits/dim", "bits_per_dim"), ("NLL, nats", "nll_nats")):
             value, error = map(float, table[row][column].split(" ± "))
             assert value == pytest.approx(found[key], abs=6e-5)
-            assert error == pytest.approx(errors[key], rel=1e-2)
+            assert error == pytest.approx(errors[key], abs=6e-5)
         assert float(table[row]["KL, nats"]) == pytest.approx(sum(found["kl_nats_per_layer"]), abs=6e-5)
         assert table[row]["number"] == f"{found['images']:,}"
     test, layers = summary["test"], cells(root, "The layers, 0 on top")

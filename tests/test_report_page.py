@@ -13,7 +13,13 @@ from launched import command, run
 
 pytestmark = pytest.mark.browser
 
-LENGTH = ["train.samples=10000", "train.log_every=500", "eval.every=1000", "optim.ema_decay=0.9"]
+LENGTH = [
+    "train.samples=10000",
+    "train.log_every=500",
+    "eval.every=1000",
+    "optim.ema_decay=0.9",
+    "train.kl_warmup=10000",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,7 @@ def test_the_page_is_readable(page: Path, width: int, scheme: Literal["light", "
 def test_what_is_too_wide_scrolls_by_itself(page: Path) -> None:
     with chromium(390, 1000) as window:
         window.get(page.as_uri())
+        window.execute_script("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         scrolled = window.execute_script(
             "return [...document.querySelectorAll('.wide')].filter((part) => part.scrollWidth > part.clientWidth)"
             ".map((part) => { part.focus(); part.scrollLeft = 50;"

@@ -108,11 +108,10 @@ def _key_figures(subject: Subject) -> str:
             for name, points in series.items()
             if points
         ]
-    tiles = [
-        f"<div><dt>{name}</dt><dd>{figure(value)}<small>{f' ± {figure(error)}' if error is not None else ''} {unit}"
-        "</small></dd></div>"
-        for name, value, error, unit in shown
-    ]
+    tiles = []
+    for name, value, error, unit in shown:
+        beside = " ".join(filter(None, [tables.plus_minus(error) if error is not None else "", unit]))
+        tiles.append(f"<div><dt>{name}</dt><dd>{figure(value)} <small>{beside}</small></dd></div>")
     return f'<dl class="key-figures">{"".join(tiles)}</dl>' if tiles else ""
 
 

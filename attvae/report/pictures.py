@@ -119,9 +119,9 @@ PICTURES = {
         "The same for the bottom-up features.",
     ),
     "spatial_attention.png": _Picture(
-        "Non-local blocks",
+        "Where one pixel looks",
         _spatial,
-        "Where one pixel looks within its map.",
+        "Within its map, in one image; each map has colours up to its own peak.",
     ),
 }
 """Of attvae.look.PICTURES, in the order of the page."""

@@ -18,7 +18,11 @@ _PATHS = {"decoder": "Generative path", "encoder": "Inference path"}
 
 def with_error(value: float | None, error: float | None) -> str:
     """Older runs have no standard errors; neither has a single image."""
-    return figure(value) if value is None or error is None else f"{figure(value)} ± {figure(error)}"
+    return figure(value) if value is None or error is None else f"{figure(value)} {plus_minus(error)}"
+
+
+def plus_minus(error: float) -> str:
+    return f"± {error:.4f}" if error >= 5e-5 else f"± {error:.1g}"
 
 
 def final_figures(summary: Mapping[str, Any]) -> str:
