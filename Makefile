@@ -25,8 +25,9 @@ test-browser: $(READY)
 	tests/install_browser.sh
 	$(BIN)/pytest -m browser
 
-# On real Ray clusters of this machine.
+# On real Ray clusters of this machine, some of them of two network namespaces. As root, for these.
 test-ray: $(READY)
+	tests/install_two_hosts.sh
 	$(BIN)/pytest -m ray --timeout 300
 
 # Two hosts, made of network namespaces. As root, for these and for what apt installs.
