@@ -13,12 +13,12 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 # What the quick suite leaves out and needs no special hardware. As root, for what apt installs.
 test-slow: $(READY)
 	tests/install_postgres.sh
-	$(BIN)/pytest -m slow --timeout 600
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m slow --timeout 600
 
 # MLflow's pages and our own, in a headless Chromium. As root, for what apt installs.
 test-browser: $(READY)
