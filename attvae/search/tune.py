@@ -46,6 +46,7 @@ def _ray(address: str | None) -> Iterator[None]:
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch by which all its ports are on the loopback
         options["include_dashboard"] = False
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: a trial is a training like any other
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # prints though it is told not to
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has its own
