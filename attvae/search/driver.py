@@ -322,7 +322,9 @@ def _reason(trial: Any) -> str:
     told = Path(trial.error_file).read_text().rpartition("Failure #")[2]
     if lost := re.findall(rf"{TrialLostError.__name__}: (.+)", told):
         return lost[-1]
-    if re.search(r"\b(ActorDiedError|ActorUnavailableError|NodeDiedError|RayActorError)\b", told):
+    if re.search(
+        r"\b([Aa]ctor (is dead|died|is unavailable)|ActorDiedError|ActorUnavailableError|NodeDiedError)\b", told
+    ):
         return "its worker, or the machine of it, is gone"
     return next((line.strip() for line in reversed(told.splitlines()) if line.strip()), "Ray does not say why")
 

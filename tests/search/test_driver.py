@@ -109,6 +109,10 @@ def test_a_loss_is_told_by_what_caused_it(tmp_path: Path) -> None:
     file = tmp_path / "error.txt"
     trial = SimpleNamespace(error_file=str(file))
     for told, reason in (
+        (
+            "The actor is dead because its worker process has died. Worker exit type: ...\n",
+            "its worker, or the machine",
+        ),
         ("Traceback ...\nray.exceptions.ActorDiedError: The actor died unexpectedly\n", "its worker, or the machine"),
         ("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'\n", "OSError: [Errno 28] No space left"),
         ("attvae.search.worker.TrialLostError: a rank was ended by SIGKILL\n", "a rank was ended by SIGKILL"),
