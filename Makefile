@@ -13,21 +13,22 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 # What the quick suite leaves out and needs no special hardware. As root, for what apt installs.
 test-slow: $(READY)
 	tests/install_postgres.sh
 	tests/install_jxl.sh
-	$(BIN)/pytest -m slow --timeout 600
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m slow --timeout 600
 
 # MLflow's pages and our own, in a headless Chromium. As root, for what apt installs.
 test-browser: $(READY)
 	tests/install_browser.sh
 	$(BIN)/pytest -m browser
 
-# On real Ray clusters of this machine.
+# On real Ray clusters of this machine, some of them of two network namespaces. As root, for these.
 test-ray: $(READY)
+	tests/install_two_hosts.sh
 	$(BIN)/pytest -m ray --timeout 300
 
 # Two hosts, made of network namespaces. As root, for these and for what apt installs.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import yaml
 
 from attvae.data.manifest import Format
@@ -117,7 +118,7 @@ def watch(config: Path, out: Path, workers: int, epoch_samples: int) -> list[Epo
         while trainer.poll() is None:
             rows = read(out / "metrics.jsonl")
             epoch = int(rows[-1]["samples_seen"]) // epoch_samples if rows else 0
-            for process in [trainer.pid, *children(trainer.pid)]:
+            for process in [trainer.pid, *(child.pid for child in psutil.Process(trainer.pid).children())]:
                 try:
                     seen[process].append(Seen(epoch, resident_bytes(process), open_files(process)))
                 except (FileNotFoundError, ProcessLookupError):
@@ -142,12 +143,6 @@ def watch(config: Path, out: Path, workers: int, epoch_samples: int) -> list[Epo
             others = [sum(column) for column in zip(*figures[1:], strict=True)] or [0, 0]
             epochs.append(Epoch(epoch, *figures[0], *others))
     return epochs
-
-
-def children(process: int) -> list[int]:
-    """Of any of its threads: torch starts workers where the first batch is asked for."""
-    threads = Path(f"/proc/{process}/task").iterdir()
-    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 def resident_bytes(process: int) -> int:

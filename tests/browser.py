@@ -48,6 +48,12 @@ def chromium(width: int, height: int, scheme: Literal["light", "dark"] = "light"
         window.quit()
 
 
+def without_mlflow_assistant(window: webdriver.Chrome) -> None:
+    """It opens by itself on a first visit, and covers a third of the page."""
+    never = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+    window.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": never})
+
+
 def resize(window: webdriver.Chrome, width: int, height: int) -> None:
     """Gives the page a size in CSS pixels: of its own, for a window has a least width and a frame."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What tests/test_two_hosts.py needs of the system, on Debian and its kin; does nothing where it is there. As root.
+# What tests/test_two_hosts.py and tests/search need of the system, on Debian and its kin; does nothing where it is there. As root.
 set -euo pipefail
 
 packages=()
 [[ -x /usr/sbin/sshd ]] || packages+=(openssh-server)
 command -v ssh >/dev/null || packages+=(openssh-client)
 command -v pdsh >/dev/null || packages+=(pdsh)
+command -v rsync >/dev/null || packages+=(rsync)
 [[ -x /usr/sbin/ip || -x /sbin/ip ]] || packages+=(iproute2)
 command -v unshare >/dev/null || packages+=(util-linux)
 if ((${#packages[@]} == 0)); then

@@ -10,6 +10,9 @@ from typing import Any
 import yaml
 from launched import REPOSITORY
 
+started: list[subprocess.Popen[str]] = []
+"""What `start` has started."""
+
 
 def search_file(folder: Path, digits: Path, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
@@ -29,7 +32,7 @@ def search_file(folder: Path, digits: Path, **changes: Any) -> Path:
 
 
 def start(search: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "attvae.cli", "sweep", str(search), "--out", str(search.parent / "out"), *options],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -37,6 +40,8 @@ def start(search: Path, *options: str, **environment: str) -> subprocess.Popen[s
         stderr=subprocess.STDOUT,
         text=True,
     )
+    started.append(process)
+    return process
 
 
 def run(search: Path, *options: str, expected: int = 0, **environment: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from browser import chromium, click, resize, screenshot, wait_for_script
+from browser import chromium, click, resize, screenshot, wait_for_script, without_mlflow_assistant
 from launched import command, run
 from mlflow_server import mlflow_server
 from selenium import webdriver
@@ -63,9 +63,7 @@ def store(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 @pytest.fixture
 def window() -> Iterator[webdriver.Chrome]:
     with chromium(1400, 900) as window:
-        # The assistant opens by itself on a first visit, and covers a third of the page.
-        never = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
-        window.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": never})
+        without_mlflow_assistant(window)
         yield window
 
 

@@ -19,7 +19,11 @@ SCRIPT = "launch/slurm.sbatch"
 def test_shellcheck_finds_nothing() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     found = subprocess.run(
-        [shellcheck, SCRIPT, "tests/install_slurm.sh"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [shellcheck, SCRIPT, "launch/slurm_requeue.sh", "tests/install_slurm.sh"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert found.returncode == 0, found.stdout
 
@@ -242,7 +246,7 @@ def test_bad_input_is_said_once_and_the_job_is_not_requeued(
 def other_launcher(folder: Path, program: str) -> Path:
     """A copy of the repository whose `launch/torchrun.py` is this one."""
     (folder / "launch").mkdir(parents=True)
-    for part in ("configs", "launch/train.py"):
+    for part in ("configs", "launch/train.py", "launch/slurm_requeue.sh"):
         (folder / part).symlink_to(REPOSITORY / part)
     (folder / "launch" / "torchrun.py").write_text(program)
     return folder

@@ -216,8 +216,8 @@ def meet(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
     Raises:
         ValueError: a rank has no such device; that rank says so, the others end with FailedOnAnotherRankError. Or the
             launcher's environment does not say where to meet.
-        ConnectionError: not all ranks came, or another program has the port at which they meet; every rank that came
-            says so.
+        ConnectionError: not all ranks came, or another program has the port at which they meet, or rank 0 has ended
+            by now; every rank that came says so.
     """
     rank, size = rank_from_environment()
     if "OMP_NUM_THREADS" not in os.environ:
@@ -231,7 +231,16 @@ def meet(stop: StopRequest | None = None, patience_s: float = 600, device: Devic
                 "start them with a launcher (launch/README.md), or unset WORLD_SIZE"
             )
         store, rank, size = _meet(rank, timedelta(seconds=min(patience_s, MEET_S)))
-    return World(rank, size, _device_once_all_have_one(device, store, rank, size), store, stop or StopRequest())
+    try:
+        own = _device_once_all_have_one(device, store, rank, size)
+    except dist.DistError as error:
+        raise ConnectionError(f"{store_keeper(os.environ['MASTER_ADDR'])} is gone: {error}") from error
+    return World(rank, size, own, store, stop or StopRequest())
+
+
+def store_keeper(host: str) -> str:
+    """Whose end is that of the ranks' common store."""
+    return f"rank 0 on {host}, or the launcher there, which keeps the ranks' common store,"
 
 
 def connect(world: World, patience_s: float) -> None:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-from attvae.engine.rendezvous import World
+from attvae.engine.rendezvous import World, store_keeper
 
 BEAT_S = 1.0
 SILENT_BEATS = 10
@@ -163,7 +163,7 @@ class Watchdog:
 
     def _keeper(self) -> str:
         host = self._hosts.get(0) or os.environ["MASTER_ADDR"]
-        return f"rank 0 on {host}, or the launcher there, which keeps the ranks' common store,"
+        return store_keeper(host)
 
     def _know(self) -> bool:
         """Whether the judges know who all ranks are, and the others who the first one is."""

@@ -1,5 +1,6 @@
 """The search file: what is searched, how far, by whom, and what a trial takes."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ METRICS = ("val/nelbo_nats", "val/bits_per_dim", "val/nll_nats", "val/kl_nats")
 
 STARTUP_TRIALS = 10
 """So many trials of the optuna searcher are drawn at random before its model of the results decides."""
+
+LARGEST_GRID = 100_000
 
 _KINDS = ("choice", "uniform", "loguniform", "int")
 
@@ -172,6 +175,11 @@ class SearchConfig(Config):
         if self.searcher == "grid" and self.trials is not None:
             raise ValueError(f"searcher=grid tries every point of the space: trials={self.trials} must go (null)")
         endless = [key for key, dimension in self.space.items() if dimension.kind in ("uniform", "loguniform")]
+        points = math.prod(
+            len(each.choice) if each.choice else each.bounds[1] - each.bounds[0] + 1 for each in self.space.values()
+        )
+        if self.searcher == "grid" and not endless and points > LARGEST_GRID:
+            raise ValueError(f"searcher=grid has {points:,.0f} points: at most {LARGEST_GRID:,}, or searcher=random")
         if self.searcher == "grid" and endless:
             raise ValueError(f"searcher=grid needs choice or int for every key, {endless[0]} is a range of reals")
         if self.ranks % self.nodes:
@@ -193,6 +201,11 @@ class SearchConfig(Config):
             case Pbt() if self.searcher != "random":
                 raise ValueError(
                     f"scheduler pbt changes the keys by itself, searcher={self.searcher} cannot: use random"
+                )
+            case Pbt() if self.parallel != self.trials:
+                raise ValueError(
+                    f"scheduler pbt trains its whole population side by side, and as many at a time as Ray has room "
+                    f"for: parallel={self.parallel} must be trials={self.trials}"
                 )
         return self
 

@@ -5,9 +5,9 @@ its own state is thrown away: a resumed sweep is a new experiment of Tune's that
 folders hold.
 """
 
-import fcntl
 import logging
 import math
+import os
 import random
 import re
 import shutil
@@ -34,14 +34,16 @@ from attvae.engine.stop import StopRequestedError
 from attvae.run_folder import RunFolder, write_text
 from attvae.search.config import Asha, Dimension, MedianStopping, Pbt, SearchConfig
 from attvae.search.results import read_trials
-from attvae.search.space import Point, first_points, planned_trials, trial_config
+from attvae.search.space import Point, best_config, first_points, planned_trials, trial_config
 from attvae.search.standings import Standings
 from attvae.search.sweep_folder import SweepFolder
 from attvae.search.tpe import Tpe
 from attvae.search.trial import Trial, ranked
-from attvae.search.worker import Setting, TrialLostError, TrialWorker, launch_config
+from attvae.search.worker import Setting, TrialLostError, TrialWorker, launch_config, point_of
 from attvae.tracking.mlflow_sweep import MlflowSweep
 from attvae.tracking.protocol import Status
+
+_OF_MLFLOW = ("MLFLOW_TRACKING_", "MLFLOW_EXPERIMENT_NAME")
 
 
 def run(search: SearchConfig, out: Path, resume: bool) -> None:
@@ -50,15 +52,16 @@ def run(search: SearchConfig, out: Path, resume: bool) -> None:
     Raises:
         ValueError, OSError, SweepFailedError, StopRequestedError: as attvae.search.tune.sweep.
     """
+    mlflow = {name: value for name, value in os.environ.items() if name.startswith(_OF_MLFLOW)}
     setting = Setting(
         out, Path.cwd(), search.metric, search.nodes, search.ranks // search.nodes, search.cpus_per_rank,
-        search.gpus_per_rank,
+        search.gpus_per_rank, mlflow,
     )  # fmt: skip
     _check_room(search, setting)
     folder = SweepFolder(out)
-    folder.open(search, resume)
-    with _owned(out), _until_asked_to_stop(), _in_mlflow(search, folder) as tags:
+    with folder.owned(search, resume), _until_asked_to_stop(), _in_mlflow(search, folder) as tags:
         standings = Standings(search, folder)
+        standings.write()
         scratch = out / "ray"
         shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
         random.seed(search.seed)  # PBT draws from it
@@ -80,8 +83,10 @@ def run(search: SearchConfig, out: Path, resume: bool) -> None:
                 callbacks=[_Losses(standings)],
             ),
         )
-        tuner.fit()
-        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         standings.check_that_one_worked()
 
 
@@ -113,17 +118,16 @@ class _Proposals(SearchAlgorithm):
         (self._experiment,) = experiments if isinstance(experiments, list) else [experiments]
 
     def next_trial(self) -> Any:
-        waits = len(self._running) >= self._search.parallel and not isinstance(self._search.scheduler, Pbt)
-        if waits or self.is_finished():
-            return None
-        if self._cut_off:
-            trial_id, point = self._taken_up(self._cut_off.pop(0))
-        else:
-            trial_id, point = self._new(len(self._standings))
-        self._running.add(trial_id)
-        return _create_trial_from_spec(
-            {**self._experiment.spec, "config": point}, self._parser, trial_id=trial_id, experiment_tag=trial_id
-        )
+        while len(self._running) < self._search.parallel and not self.is_finished():
+            begun = self._taken_up(self._cut_off.pop(0)) if self._cut_off else self._begun(len(self._standings))
+            if begun is None:
+                continue
+            trial_id, point = begun
+            self._running.add(trial_id)
+            return _create_trial_from_spec(
+                {**self._experiment.spec, "config": point}, self._parser, trial_id=trial_id, experiment_tag=trial_id
+            )
+        return None
 
     def is_finished(self) -> bool:
         return self._finished or (not self._cut_off and len(self._standings) >= planned_trials(self._search))
@@ -138,14 +142,14 @@ class _Proposals(SearchAlgorithm):
     def _taken_up(self, trial: Trial) -> tuple[str, Point]:
         """A trial that was cut off, with what it tried last."""
         newest = load(launch_config(self._folder, self._folder.generations(trial.id)[-1]))
-        values = flatten(newest.model_dump(mode="json"))
-        point = {key: values.get(key, value) for key, value in trial.config.items()}
+        point = trial.config | point_of(newest, trial.config)
         if self._tpe is not None:
             self._tpe.begin(trial.id, point)
-        self._standings.taken_up(trial.id)
+        self._standings.taken_up(trial.id, point)
         return trial.id, point
 
-    def _new(self, index: int) -> tuple[str, Point]:
+    def _begun(self, index: int) -> tuple[str, Point] | None:
+        """A new trial; None where its values make no run, which counts as a trial that has failed."""
         trial_id = f"t{index:03d}"
         if index < len(self._first):
             point = self._first[index]
@@ -154,7 +158,15 @@ class _Proposals(SearchAlgorithm):
         else:
             assert self._tpe is not None, "grid and random search know all their points"
             point = self._tpe.propose(trial_id)
-        cfg = _of_trial(self._search, trial_id, point, self._tags)
+        try:
+            best_config(self._search, point)
+            cfg = _of_trial(self._search, trial_id, point, self._tags)
+        except ValueError as error:  # what the searcher proposes is not known, and so not checked, beforehand
+            self._standings.begin(trial_id, point)
+            self._standings.end(trial_id, "failed", " ".join(str(error).split()))
+            if self._tpe is not None:
+                self._tpe.end(trial_id, None)
+            return None
         file = launch_config(self._folder, self._folder.generations(trial_id)[0])
         file.parent.mkdir(exist_ok=True)
         write_text(file, cfg.to_yaml())
@@ -298,7 +310,7 @@ def _of_trial(search: SearchConfig, trial_id: str, point: Point, tags: Mapping[s
     about = {"sweep.name": search.name, "sweep.trial": trial_id}
     about |= {f"sweep.sampled.{key}": str(value) for key, value in point.items()}
     own = {"run_name": f"{search.name} {trial_id}", "tags": {**cfg.tracking.tags, **about, **tags}}
-    update: dict[str, Any] = {"tracking": cfg.tracking.with_environment().model_copy(update=own)}
+    update: dict[str, Any] = {"tracking": cfg.tracking.model_copy(update=own)}
     if isinstance(search.scheduler, Pbt):  # any figure may be one to go on from, long after
         every = cfg.eval.every
         update["checkpoint"] = cfg.checkpoint.model_copy(update={"every": every, "keep_every": every})
@@ -308,8 +320,13 @@ def _of_trial(search: SearchConfig, trial_id: str, point: Point, tags: Mapping[s
 def _reason(trial: Any) -> str:
     """Of the newest loss, from the text that Ray Tune has written about it on this machine."""
     told = Path(trial.error_file).read_text().rpartition("Failure #")[2]
-    lost = re.findall(rf"{TrialLostError.__name__}: (.+)", told)
-    return lost[-1] if lost else "its worker, or the machine of it, is gone"
+    if lost := re.findall(rf"{TrialLostError.__name__}: (.+)", told):
+        return lost[-1]
+    if re.search(
+        r"\b([Aa]ctor (is dead|died|is unavailable)|ActorDiedError|ActorUnavailableError|NodeDiedError)\b", told
+    ):
+        return "its worker, or the machine of it, is gone"
+    return next((line.strip() for line in reversed(told.splitlines()) if line.strip()), "Ray does not say why")
 
 
 def _check_room(search: SearchConfig, setting: Setting) -> None:
@@ -351,24 +368,12 @@ def _in_mlflow(search: SearchConfig, folder: SweepFolder) -> Iterator[dict[str, 
         reason = f"{type(error).__name__}: {error}"
         raise
     finally:
-        order = ranked(read_trials(folder), search.metric)
+        try:
+            order = ranked(read_trials(folder), search.metric)
+        except ValueError:  # damaged, which was said
+            order = []
         newest = [RunFolder(folder.generations(trial.id)[-1]) for trial in order]
         run.end(status, reason, [each.mlflow_run_id() for each in newest])
-
-
-@contextmanager
-def _owned(out: Path) -> Iterator[None]:
-    """One driver a folder; the lock ends with the process, however that ends.
-
-    Raises:
-        ValueError: there is another.
-    """
-    with (out / "lock").open("a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(f"another process runs the sweep in {out}: wait for it, or end it") from None
-        yield
 
 
 @contextmanager

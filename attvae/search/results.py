@@ -39,7 +39,7 @@ def read_trials(folder: SweepFolder) -> list[Trial]:
     try:
         return [Trial.model_validate(row) for row in json.loads(folder.table.read_text())]
     except ValueError as error:
-        raise ValueError(f"{folder.table} is damaged ({error}): mend it, or remove it") from error
+        raise ValueError(f"{folder.table} is damaged ({error}): mend it") from error
 
 
 def best_yaml(search: SearchConfig, folder: SweepFolder, best: Trial) -> str:

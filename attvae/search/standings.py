@@ -7,6 +7,7 @@ from attvae.search.results import read_trials, write_results
 from attvae.search.space import Point, describe, planned_trials
 from attvae.search.sweep_folder import SweepFolder
 from attvae.search.trial import Status, Trial, finite, journal, read_trial
+from attvae.tracking.secrets import without_secrets
 
 
 class SweepFailedError(RuntimeError):
@@ -35,14 +36,19 @@ class Standings:
         """(samples seen, metric) of a trial so far."""
         return finite(journal(self._folder.generations(trial_id)), self._search.metric)
 
+    def write(self) -> None:
+        """The results as they are now: a driver that was killed may have left them half-written."""
+        write_results(self._search, self._folder, list(self._trials.values()))
+
     def begin(self, trial_id: str, point: Point) -> None:
         self._trials[trial_id] = Trial(id=trial_id, config=point, status="running")
-        write_results(self._search, self._folder, list(self._trials.values()))
+        self.write()
         planned = planned_trials(self._search)
         self._tell(trial_id, f"begins, {len(self)} of {planned}: {describe(point)}")
 
-    def taken_up(self, trial_id: str) -> None:
-        """A trial that was cut off with the sweep."""
+    def taken_up(self, trial_id: str, point: Point) -> None:
+        """A trial that was cut off with the sweep, and what its newest run folder tries."""
+        self._trials[trial_id] = self._trials[trial_id].model_copy(update={"config": point})
         self._tell(trial_id, "goes on")
 
     def reported(self, trial_id: str, samples_seen: int, value: float) -> None:
@@ -55,12 +61,13 @@ class Standings:
 
     def lost(self, trial_id: str, reason: str) -> None:
         """A trial that will be started again."""
-        self._tell(trial_id, f"starts again: {reason}")
+        self._tell(trial_id, f"starts again: {without_secrets(reason)}")
 
     def end(self, trial_id: str, status: Status, reason: str | None = None) -> None:
+        reason = without_secrets(reason) if reason else None
         found = read_trial(self._folder.generations(trial_id), trial_id, self._trials[trial_id].config, status, reason)
         self._trials[trial_id] = found
-        write_results(self._search, self._folder, list(self._trials.values()))
+        self.write()
         figure = f", {self._search.metric} {found.figure(self._search.metric):.4f}" if found.val else ""
         self._tell(trial_id, f"{status} at {found.samples_seen:,} samples{figure}{f': {reason}' if reason else ''}")
 

@@ -1,10 +1,14 @@
 """The folder of a sweep: what it searched, its trials' run folders, what came of them."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
-from attvae.config import flatten, validated
+from attvae.config import RunConfig, flatten, load, located
 from attvae.run_folder import write_text
 from attvae.search.config import SearchConfig
 
@@ -12,42 +16,72 @@ _MAY_CHANGE = ("parallel", "nodes", "ranks", "cpus_per_rank", "gpus_per_rank", "
 """Keys that a resumed sweep may change: they do not change what is tried, or what it is judged by."""
 
 
+_BEGUN = ("lock", "base.yaml", "base.yaml.tmp", "search.yaml.tmp")
+"""What a driver leaves that was killed before there was a sweep."""
+
+T = TypeVar("T", SearchConfig, RunConfig)
+
+
 class SweepFolder:
-    """Paths of a sweep. Nothing is created until `open`."""
+    """Paths of a sweep. Nothing is created until `owned`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.search = path / "search.yaml"
+        self.base = path / "base.yaml"
+        """The base as it was when the sweep began, whole."""
         self.trials = path / "trials"
         self.table = path / "trials.json"
         self.best = path / "best.yaml"
         self.page = path / "index.html"
+        self._lock = path / "lock"
 
-    def open(self, search: SearchConfig, resume: bool) -> None:
-        """Creates the folder and notes the search, or goes on with what was noted there.
+    def check(self, search: SearchConfig, resume: bool) -> None:
+        """Whether a sweep may begin here, or go on. Changes nothing.
 
         Raises:
-            ValueError: it holds a sweep and `resume` is False, or none and it is True, or another search, or it cannot
-                be written.
+            ValueError: it holds a sweep and `resume` is False, or none and it is True, or another search, or other
+                things.
         """
         if resume and not self.search.is_file():
             raise ValueError(f"{self.path} holds no sweep that --resume could go on with: leave --resume out")
         if not resume and self.search.is_file():
             raise ValueError(f"{self.path} holds a sweep: go on with it by --resume, or choose another --out")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume and self.path.is_dir() and any(each.name not in _BEGUN for each in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no sweep: choose another folder with --out")
         if resume and (changed := self._changed(search)):
             raise ValueError(
                 f"{self.path} holds a sweep of another search ({'; '.join(changed)}): go back to that search, or "
                 "choose another folder with --out"
             )
+
+    @contextmanager
+    def owned(self, search: SearchConfig, resume: bool) -> Iterator[None]:
+        """Creates the folder and notes the search, or goes on with what was noted there. One process a folder; the
+        lock ends with it, however that ends.
+
+        Raises:
+            ValueError: as `check`, or another process owns it, or it cannot be written.
+        """
+        self.check(search, resume)
         try:
-            self.trials.mkdir(parents=True, exist_ok=True)
-            write_text(self.search, search.to_yaml())
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("a")
         except OSError as error:
             raise ValueError(
                 f"cannot write the sweep's folder {self.path} ({error.strerror}): choose another with --out"
             ) from error
+        with lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ValueError(f"another process runs the sweep in {self.path}: wait for it, or end it") from None
+            self.check(search, resume)
+            if not resume:
+                write_text(self.base, load(search.base).to_yaml())
+            write_text(self.search, search.to_yaml())  # from here on it is a sweep
+            self.trials.mkdir(exist_ok=True)
+            yield
 
     def generations(self, trial_id: str) -> list[Path]:
         """The run folders of a trial in their order: one, and one more for each time that PBT changed it."""
@@ -55,10 +89,34 @@ class SweepFolder:
         return [first, *sorted(first.glob("gen-*"))]
 
     def _changed(self, search: SearchConfig) -> list[str]:
-        noted = validated(SearchConfig, yaml.safe_load(self.search.read_text()), self.search)
-        there, here = (flatten(each.model_dump(mode="json")) for each in (noted, search))
-        return [
+        noted = self._noted(SearchConfig, self.search)
+        there, here = (_as_noted(each) for each in (noted, search))
+        changed = [
             f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
             for key in sorted(there.keys() | here.keys())
             if there.get(key) != here.get(key) and key not in _MAY_CHANGE
         ]
+        if changed:
+            return changed
+        before, now = (
+            flatten(each.model_dump(mode="json")) for each in (self._noted(RunConfig, self.base), load(search.base))
+        )
+        return [
+            f"{key} in {search.base}: {before[key]!r} there, {now.get(key)!r} here"
+            for key in before
+            if before[key] != now.get(key)
+        ]
+
+    def _noted(self, kind: type[T], file: Path) -> T:
+        try:
+            return kind.model_validate(yaml.safe_load(file.read_text()))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"{file} is damaged ({' '.join(str(error).split())}): mend it, or choose another folder with --out"
+            ) from None
+
+
+def _as_noted(search: SearchConfig) -> dict[str, Any]:
+    """Dotted keys; the base wherever it is named from."""
+    base = str(located(search.base).resolve())
+    return flatten({**search.model_dump(mode="json"), "base": base})

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,9 @@ from attvae.search.config import SearchConfig
 
 ANSWER_S = 10.0
 """How long the host of a Ray cluster may take to answer."""
+
+HEALTH_S = 20.0
+"""How long its Ray may take to say that it is well."""
 
 
 def sweep(search: SearchConfig, out: Path, address: str | None, resume: bool) -> None:
@@ -46,6 +51,7 @@ def _ray(address: str | None) -> Iterator[None]:
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch by which all its ports are on the loopback
         options["include_dashboard"] = False
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: a trial is a training like any other
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # prints though it is told not to
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has its own
@@ -57,7 +63,11 @@ def _ray(address: str | None) -> Iterator[None]:
     from ray.exceptions import AuthenticationError, RayError
 
     if address is not None:  # ray.init waits for minutes where nobody answers
-        _check_that_somebody_answers(address, canonicalize_bootstrap_address(address) if address == "auto" else address)
+        try:
+            host = canonicalize_bootstrap_address(address) if address == "auto" else address
+        except ConnectionError:
+            host = None
+        _check_that_somebody_answers(address, host)
 
     where = f"a Ray of this machine ({socket.gethostname()})" if address is None else f"the Ray cluster at {address}"
     try:
@@ -84,9 +94,16 @@ def _check_that_somebody_answers(asked: str, address: str | None) -> None:
         raise ValueError(f"--address {address} is not of the form HOST:PORT, nor auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"nobody answers at --address {asked} ({address}: {why}): {remedy}") from None
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        subprocess.run(ask, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=HEALTH_S)
+    except subprocess.TimeoutExpired:  # what it says otherwise, ray.init says better
         raise ValueError(
-            f"nobody answers at --address {asked} ({address}: {error.strerror or error}): {remedy}"
+            f"what listens at --address {asked} ({address}) is no Ray, or one that does not answer within "
+            f"{HEALTH_S:g} s: {remedy}"
         ) from None
 
 

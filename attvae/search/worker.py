@@ -4,6 +4,7 @@ import json
 import math
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from attvae.config import RunConfig, load
+from attvae.checkpoint import complete
+from attvae.config import RunConfig, flatten, load
 from attvae.run_folder import RunFolder, write_text
 from attvae.search.ranks import FAREWELL_S, Part, Ranks, failure
 from attvae.search.space import Point
@@ -40,6 +42,8 @@ class Setting(NamedTuple):
     ranks_per_node: int
     cpus_per_rank: float
     gpus_per_rank: float
+    environment: dict[str, str]
+    """Of the ranks, on whatever machine: where MLflow is, and who may write."""
 
     def bundle(self) -> dict[str, float]:
         """Ray's resources for the ranks of one node."""
@@ -56,12 +60,19 @@ def launch_config(sweep: SweepFolder, run: Path) -> Path:
     return sweep.path / "launch" / (".".join(run.relative_to(sweep.trials).parts) + ".yaml")
 
 
+def point_of(cfg: RunConfig, keys: Iterable[str]) -> Point:
+    """What a run tries: its values of these dotted keys, those that it has."""
+    values = flatten(cfg.model_dump(mode="json"))
+    return {key: values[key] for key in keys if key in values}
+
+
 class NodeRanks:
     """The ranks of a trial on this node; where it is not the trial's first one, a Ray actor."""
 
     def __init__(self, setting: Setting, config: Path, run: Path, node: int, master: tuple[str, int]) -> None:
         here = setting.ranks_per_node
-        environment = {"OMP_NUM_THREADS": str(max(1, int(setting.cpus_per_rank)))}  # what Ray sets is for all of them
+        threads = str(max(1, int(setting.cpus_per_rank)))  # what Ray sets is for all of them
+        environment = {**setting.environment, "OMP_NUM_THREADS": threads}
         if not setting.gpus_per_rank:
             environment["DS_ACCELERATOR"] = "cpu"
         self._ranks = Ranks(
@@ -113,20 +124,25 @@ class TrialWorker(tune.Trainable):
             time.sleep(POLL_S)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Names the checkpoint of the figure that was reported last; Ray gets no more than that."""
+        """Names the checkpoint of the figure that was reported last, or else the newest; Ray gets no more than that."""
         place = self._run.checkpoints / f"{self._reported:012d}"
         deadline = time.monotonic() + WRITTEN_S
         while not place.is_dir() and self._is_training() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        handover = {"trial": self.trial_id, "checkpoint": str(place) if place.is_dir() else None}
+        there = [place] if place.is_dir() else complete(self._run.checkpoints)[-1:]
+        handover = {"trial": self.trial_id, "checkpoint": str(there[0]) if there else None}
         (Path(checkpoint_dir) / _HANDOVER).write_text(json.dumps(handover))
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Goes on from another trial's checkpoint, with the point that Ray Tune has given. Its own needs nothing."""
         handover = json.loads((Path(checkpoint) / _HANDOVER).read_text())
-        if handover["trial"] == self.trial_id or handover["checkpoint"] in (None, str(self._cfg.resume)):
+        if handover["trial"] == self.trial_id:
             return
-        taken = Path(handover["checkpoint"])
+        # One that has never saved hands over its values alone.
+        there = [Path(handover["checkpoint"])] if handover["checkpoint"] else complete(self._run.checkpoints)[-1:]
+        taken = there[0] if there else None
+        if taken == self._cfg.resume and self._point == point_of(self._cfg, self._point):
+            return  # what it was doing already when its worker was lost
         first, *later = self._sweep.generations(self.trial_id)
         run = first / f"gen-{len(later) + 1:03d}"
         overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in self._point.items()]
@@ -140,8 +156,9 @@ class TrialWorker(tune.Trainable):
         asked = [node.stop.remote() for node in self._elsewhere]
         if self._here is not None:
             self._here.stop()
-        with suppress(RayActorError):  # its node is gone, and the ranks with it
-            ray.get(asked)
+        for answer in asked:
+            with suppress(RayActorError):  # its node is gone, and the ranks with it
+                ray.get(answer)
 
     def _take(self, run: Path) -> None:
         """Makes a run folder, new or not, the present one of this trial."""

@@ -27,6 +27,6 @@ fi
 # every node: those for the CPU are compiled for this machine's.
 DS_BUILD_FUSED_ADAM=1 "${pip[@]}" --no-build-isolation --no-binary deepspeed deepspeed
 APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "${pip[@]}" --no-build-isolation --no-deps "git+https://github.com/NVIDIA/apex@$apex"
-"${pip[@]}" "${source}[official,s3]"
+"${pip[@]}" "${source}[official,s3,kuberay]"
 "$prefix/bin/python" -c 'import torch, amp_C; from apex.optimizers import FusedAdam'
 "$prefix/bin/attvae" --version

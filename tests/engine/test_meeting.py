@@ -8,7 +8,9 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from spawn import free_port, run_on_ranks
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from attvae.engine import rendezvous
 from attvae.engine.rendezvous import join, leave
@@ -76,3 +78,18 @@ def test_ranks_of_another_run() -> None:
     (_, total), (said, total_1) = run_on_ranks(another_run_on_the_same_port, 2)
     assert "finds another program, or another run, at 127.0.0.1:" in said
     assert total == total_1 == 2, "the run that was there first goes on"
+
+
+def test_a_first_rank_that_ends_just_after_they_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(HashStore):
+        def wait(self, *_: object) -> None:
+            raise dist.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "host-a")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    store = Gone()
+    store.set("device/0", "cpu")
+    monkeypatch.setattr(rendezvous, "_meet", lambda rank, timeout: (store, 1, 2))
+    with pytest.raises(ConnectionError, match=r"rank 0 on host-a, or the launcher there, .* is gone: Connection reset"):
+        rendezvous.meet(device="cpu")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -61,10 +62,10 @@ def points(element: dict[str, str]) -> list[tuple[float, float]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> SweepFolder:
+def folder(tmp_path: Path) -> Iterator[SweepFolder]:
     folder = SweepFolder(tmp_path / "sweep")
-    folder.open(search_of(), resume=False)
-    return folder
+    with folder.owned(search_of(), resume=False):
+        yield folder
 
 
 def point_of(lr: float) -> dict[str, float]:

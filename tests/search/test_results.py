@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,21 @@ import yaml
 from written_trials import METRIC, search_of, write_run
 
 from attvae.config import load
+from attvae.search.config import SearchConfig
 from attvae.search.results import read_trials, write_results
 from attvae.search.show import show_sweep
 from attvae.search.sweep_folder import SweepFolder
 from attvae.search.trial import Trial, best_of, finite, journal, ranked, read_trial
 
 ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "configs/search/digits.yaml"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> SweepFolder:
+def folder(tmp_path: Path) -> Iterator[SweepFolder]:
     folder = SweepFolder(tmp_path / "sweep")
-    folder.open(search_of(), resume=False)
-    return folder
+    with folder.owned(search_of(), resume=False):
+        yield folder
 
 
 def four_trials(folder: SweepFolder) -> list[Trial]:
@@ -104,7 +108,7 @@ def test_without_a_figure_there_is_no_best(folder: SweepFolder) -> None:
 
 def test_results_are_written_whole(folder: SweepFolder) -> None:
     write_results(search_of(), folder, four_trials(folder))
-    names = {"search.yaml", "trials", "trials.json", "best.yaml", "index.html"}
+    names = {"lock", "base.yaml", "search.yaml", "trials", "trials.json", "best.yaml", "index.html"}
     assert {path.name for path in folder.path.iterdir()} == names
 
 
@@ -146,18 +150,74 @@ def test_the_terminal_names_the_best_first_and_why_one_failed(
 # ---------------------------------------------------------------------------------------------------------- the folder
 
 
-def test_a_sweep_goes_on_where_it_is_asked_to(folder: SweepFolder) -> None:
-    folder.open(search_of("parallel=1", "retries=0"), resume=True)
+def begin(folder: SweepFolder, search: SearchConfig, *, resume: bool) -> None:
+    with folder.owned(search, resume):
+        pass
+
+
+def test_a_sweep_goes_on_where_it_is_asked_to(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    begin(folder, search_of(), resume=False)
+    begin(folder, search_of("parallel=1", "retries=0"), resume=True)
     with pytest.raises(ValueError, match="holds a sweep: go on with it by --resume"):
-        folder.open(search_of(), resume=False)
+        begin(folder, search_of(), resume=False)
     with pytest.raises(ValueError, match=r"another search .*samples: 60000 there, 50000 here"):
-        folder.open(search_of("samples=50000"), resume=True)
+        begin(folder, search_of("samples=50000"), resume=True)
+
+
+def test_it_is_the_same_search_from_whatever_folder_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    monkeypatch.chdir(ROOT)
+    begin(folder, search_of("base=configs/demo.yaml"), resume=False)
+    begin(folder, search_of(f"base={ROOT}/configs/demo.yaml"), resume=True)
+
+
+def test_a_base_that_was_edited_meanwhile_is_another_search(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(f"base: {ROOT}/configs/demo.yaml\n")
+    folder = SweepFolder(tmp_path / "sweep")
+    begin(folder, search_of(f"base={base}"), resume=False)
+    base.write_text(f"base: {ROOT}/configs/demo.yaml\ntrain: {{kl_start: 0.5}}\n")
+    with pytest.raises(ValueError, match=rf"another search \(train\.kl_start in {base}: 0.0 there, 0.5 here\)"):
+        begin(folder, search_of(f"base={base}"), resume=True)
+
+
+@pytest.mark.parametrize("text", ["name: [", "", "name: digits\n"])
+def test_a_damaged_search_is_named(tmp_path: Path, text: str) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    begin(folder, search_of(), resume=False)
+    folder.search.write_text(text)
+    with pytest.raises(ValueError, match=r"search\.yaml is damaged"):
+        begin(folder, search_of(), resume=True)
+
+
+def test_a_driver_that_was_killed_before_there_was_a_sweep_is_no_obstacle(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    begin(folder, search_of(), resume=False)
+    folder.trials.rmdir()
+    folder.search.rename(folder.path / "search.yaml.tmp")
+    begin(folder, search_of(), resume=False)
+
+
+def test_a_folder_has_one_driver(folder: SweepFolder) -> None:
+    other = f"""
+from pathlib import Path
+from attvae.search.config import load_search
+from attvae.search.sweep_folder import SweepFolder
+folder = SweepFolder(Path({str(folder.path)!r}))
+with folder.owned(load_search(Path({str(DIGITS)!r})), resume=True):
+    pass
+"""
+    ended = subprocess.run([sys.executable, "-c", other], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "another process runs the sweep" in ended.stderr
 
 
 def test_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no sweep that --resume could go on with"):
-        SweepFolder(tmp_path / "none").open(search_of(), resume=True)
+        begin(SweepFolder(tmp_path / "none"), search_of(), resume=True)
     assert not (tmp_path / "none").exists()
     (tmp_path / "letter.txt").touch()
     with pytest.raises(ValueError, match="is not empty and holds no sweep"):
-        SweepFolder(tmp_path).open(search_of(), resume=False)
+        begin(SweepFolder(tmp_path), search_of(), resume=False)

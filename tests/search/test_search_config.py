@@ -117,10 +117,18 @@ def test_the_grid_knows_no_ranges_of_reals(minimal: Path) -> None:
         load_search(minimal, ["searcher=grid", "trials=null"])
 
 
+def test_a_grid_beyond_all_measure_is_refused(minimal: Path) -> None:
+    endless = ["searcher=grid", "trials=null", "space={seed: {int: [0, 2000000000]}}"]
+    with pytest.raises(ValueError, match="searcher=grid has 2,000,000,001 points: at most 100,000"):
+        load_search(minimal, endless)
+
+
 def test_pbt_draws_its_population_at_random(minimal: Path) -> None:
     with pytest.raises(ValueError, match="searcher=optuna cannot"):
         load_search(minimal, ["searcher=optuna", "scheduler={kind: pbt, every: 100}"])
-    load_search(minimal, ["scheduler={kind: pbt, every: 100}"])
+    with pytest.raises(ValueError, match=r"side by side, .*: parallel=1 must be trials=4"):
+        load_search(minimal, ["scheduler={kind: pbt, every: 100}"])
+    load_search(minimal, ["scheduler={kind: pbt, every: 100}", "parallel=4"])
 
 
 def test_ranks_of_a_trial_share_no_gpu(minimal: Path) -> None:

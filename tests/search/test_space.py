@@ -148,13 +148,14 @@ def test_every_search_of_the_project_can_be_run(digits: Path, path: Path) -> Non
             "depend on each other in a circle",
         ),
         (
-            ["searcher=random", "scheduler={kind: pbt, every: 1000}"],
+            ["searcher=random", "scheduler={kind: pbt, every: 1000}", "parallel=12"],
             "space.model.latent_channels: pbt changes keys of a training that goes on",
         ),
         (
             [
                 "searcher=random",
                 "scheduler={kind: pbt, every: 1000}",
+                "parallel=12",
                 "space.optim.ema_decay={uniform: [0.9, 0.99], when: {optim.beta2: 0.99}}",
             ],
             "space.optim.ema_decay: pbt changes every key by itself, and cannot heed when",

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from launched import processes_of, wait_for
 from mlflow import MlflowClient
-from sweeps import lines_until, run, search_file, start, starts, trials
+from sweeps import lines_until, run, search_file, start, started, starts, trials
 
 from attvae.tracking.jsonl import read
 
@@ -56,7 +56,18 @@ def addresses_of_ray(driver: int, ranks: list[psutil.Process]) -> set[str]:
     """Where the processes that a driver has started listen, but for the trainings."""
     training = {each.pid for rank in ranks for each in (rank, *rank.children(recursive=True))}
     rays = [each for each in psutil.Process(driver).children(recursive=True) if each.pid not in training]
-    return {each.laddr.ip for ray in rays for each in ray.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+    listening = [each for ray in rays for each in ray.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    return {each.laddr.ip.removeprefix("::ffff:") for each in listening}
+
+
+@pytest.fixture(autouse=True)
+def no_driver_is_left() -> Iterator[None]:
+    yield
+    for driver in started:
+        if driver.poll() is None:  # the test has failed
+            driver.terminate()
+            driver.wait()
+    started.clear()
 
 
 @pytest.fixture(scope="module")
