@@ -18,6 +18,7 @@ test: $(READY)
 # What the quick suite leaves out and needs no special hardware. As root, for what apt installs.
 test-slow: $(READY)
 	tests/install_postgres.sh
+	tests/install_systemd.sh
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m slow --timeout 600
 
 # MLflow's pages and our own, in a headless Chromium. As root, for what apt installs.
