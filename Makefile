@@ -19,6 +19,7 @@ test: $(READY)
 test-slow: $(READY)
 	tests/install_postgres.sh
 	tests/install_jxl.sh
+	tests/install_systemd.sh
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m slow --timeout 600
 
 # MLflow's pages and our own, in a headless Chromium. As root, for what apt installs.

@@ -53,8 +53,9 @@ def test_the_compose_file_is_of_the_schema_and_closed_to_the_network() -> None:
     assert (FOLDER / server["build"]["context"] / server["build"]["dockerfile"]).resolve() == FOLDER / "Dockerfile"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd on this machine")
+@pytest.mark.slow  # needs an apt package
 def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path) -> None:
+    assert shutil.which("systemd-analyze"), "no systemd-analyze on this machine: run tests/install_systemd.sh"
     unit = tmp_path / "attvae-mlflow.service"
     text = (FOLDER / unit.name).read_text()
     unit.write_text(text.replace("/opt/attvae-mlflow/serve.sh", str(FOLDER / "serve.sh")))

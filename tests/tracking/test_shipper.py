@@ -14,7 +14,7 @@ from launched import REPOSITORY, wait_for
 from mlflow import MlflowClient
 from mlflow_server import ADMIN_PASSWORD, Server, hanging_server, mlflow_server
 from PIL import Image
-from postgres import PROGRAMS, postgres
+from postgres import postgres
 
 from attvae.sync import sync
 from attvae.tracking import shipper as module
@@ -220,8 +220,6 @@ def each_once(uri: str, run: Path) -> bool:
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 def test_a_server_down_at_the_start_killed_amid_the_run_and_down_at_the_end(tmp_path, caplog, backend):
     if backend == "postgresql":
-        if not PROGRAMS.is_dir():
-            pytest.skip("no PostgreSQL: tests/install_postgres.sh")
         with postgres(tmp_path / "postgres") as database:
             outages(tmp_path, caplog, database)
     else:
