@@ -468,10 +468,15 @@ def compress(
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGES]...", help="Image files, or folders of nothing else.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="A prepared data set, in place of IMAGES.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="A prepared data set, near or far, in place of IMAGES.")
+    ] = None,
     split: Annotated[str, typer.Option(help="With --data: which of its images.")] = "test",
     draws: Annotated[int, typer.Option(min=1, help="With --data, if it is binary: draws of each image.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images in a forward pass, once there are bits for so many.")] = 64,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where figures could be misunderstood: each is marked.")
+    ] = False,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the figures there too; -: in place of the table."),
@@ -484,7 +489,7 @@ def compress(
         from attvae.evaluate import check_report, write_report
 
         check_report(json_file)
-        found = run(model, images or [], out, data=data, split=split, draws=draws, batch=batch)
+        found = run(model, images or [], out, data=data, split=split, draws=draws, batch=batch, force=force)
         if json_file:
             write_report(json_file, {"model": str(model), "file": str(out), **found.report()})
         if json_file != "-":

@@ -18,6 +18,7 @@ from attvae.config import EvaluateConfig, RunConfig
 from attvae.data.config import DataConfig
 from attvae.data.loader import eval_batches, open_manifest
 from attvae.data.manifest import Manifest, Split
+from attvae.data.shard import DamagedError
 from attvae.engine.rendezvous import World
 from attvae.evaluation.active_units import ACTIVE_VARIANCE, LayerUnits
 from attvae.evaluation.codecs import CODECS, codec_bytes
@@ -238,8 +239,15 @@ def evaluate(path: Path, asked: Asked, world: World) -> dict[str, Any]:
         FailedOnAnotherRankError: in place of these, where another rank says it.
     """
     trained, evaluation, forced, network = world.all_or_none(lambda: _prepare(path, asked, world))
-    figures = evaluation.of(asked.split)
     manifest = evaluation.manifest
+    try:
+        figures = evaluation.of(asked.split)
+    except DamagedError as error:
+        raise ValueError(
+            f"{error}: prepare the data again, or add --force for figures of the sound images, marked as such"
+        ) from error
+    if left_out := manifest.samples(asked.split) - figures.images:
+        forced.append(f"{left_out} of the {manifest.samples(asked.split)} images are damaged and left out")
     found = _quality(evaluation, asked, network) if network else None
     return {
         "model": trained.about,
@@ -258,6 +266,31 @@ def evaluate(path: Path, asked: Asked, world: World) -> dict[str, Any]:
         "features": _compared(asked, network, found) if network and found else None,
         "figures": {**_report(figures, forced), **_report_quality(found, forced)},
     }
+
+
+def open_data(trained: Trained, path: str | None) -> tuple[DataConfig, Manifest]:
+    """The data at a path, read as the training read its own; None: the run's own.
+
+    Raises:
+        ValueError: no prepared data; or an export, which does not know where its data are, and no path.
+    """
+    if trained.config is not None:
+        data = trained.config.data
+        if path is not None:
+            data = data.model_copy(update={"path": path, "dataset": None})
+        return data, open_manifest(data)
+    if path is None:
+        raise ValueError(
+            f"{trained.about['path']} is an export, which does not know where its data are: name them with --data"
+        )
+    data = DataConfig(path=path)
+    manifest = open_manifest(data)
+    height, width = trained.model.spec.height, trained.model.spec.width
+    known = trained.about["trained_on"] or {}
+    if height == width != manifest.spec.width and manifest.fingerprint == known.get("fingerprint"):
+        data = data.model_copy(update={"size": height})  # nothing else can have made a model of this size of them
+        manifest = open_manifest(data)
+    return data, manifest
 
 
 def check_report(file: str | None) -> None:
@@ -287,12 +320,9 @@ def _prepare(path: Path, asked: Asked, world: World) -> tuple[Trained, Evaluatio
         _check(asked.features)
     trained = open_trained(path, force=asked.force)
     cfg = trained.config
-    if asked.data is None and cfg is None:
-        raise ValueError(f"{path} is an export, which does not know where its data are: name them with --data")
-    data = cfg.data if cfg else DataConfig(path=asked.data or "")
-    if asked.data is not None:
-        data = data.model_copy(update={"path": asked.data, "dataset": None})
-    manifest = open_manifest(data)
+    data, manifest = open_data(trained, asked.data)
+    # A training may go on without some of its images, but a figure of a part of the split is another figure.
+    data = data.model_copy(update={"on_damage": "skip" if asked.force else "raise"})
     manifest.shards(asked.split)
     if manifest.spec != trained.model.spec:
         raise ValueError(
@@ -328,7 +358,7 @@ def _check(features: Features) -> None:
 
 
 def _feature_network(features: Features, spec: DataSpec) -> FeatureNetwork:
-    return FeatureNetwork(features.path, features.sha256, spec.shape, 1 if spec.binary else spec.max_value)
+    return FeatureNetwork(features.path, features.sha256, spec.shape, spec.white)
 
 
 def _quality(evaluation: Evaluation, asked: Asked, network: FeatureNetwork) -> Quality:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from attvae.all_or_nothing import all_or_nothing
 from attvae.model.config import ModelConfig
 from attvae.model.vae import DeepVAE
 from attvae.spec import Config, DataSpec
@@ -78,23 +79,20 @@ def write(
         ValueError: the folder exists, or cannot be written.
     """
     check_absent(folder)
-    partial = folder.with_name(folder.name + ".tmp")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
-            partial / "model.safetensors",
-        )
-        (partial / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
-        (partial / "README.md").write_text(card)
-        shutil.copymode(partial / "README.md", partial / "model.safetensors")  # which safetensors makes private
-        further(partial)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with all_or_nothing(folder) as partial:
+            partial.mkdir()
+            save_file(
+                {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
+                partial / "model.safetensors",
+            )
+            (partial / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
+            (partial / "README.md").write_text(card)
+            shutil.copymode(partial / "README.md", partial / "model.safetensors")  # which safetensors makes private
+            further(partial)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_config(folder: Path) -> ExportConfig:

@@ -1,7 +1,6 @@
 """Looks at a trained model: where it attends, what its layers do, what it makes. Composes data, model and pictures."""
 
-import json
-import os
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,7 @@ from attvae.evaluation.spatial_attention import spatial_attention_of, spatial_at
 from attvae.evaluation.top_layers import counts, means_from_top, top_layers, top_layers_picture
 from attvae.evaluation_noise import EVALUATION_SEED, evaluation_noise
 from attvae.model.vae import DeepVAE
+from attvae.run_folder import write_json
 from attvae.seeding import Purpose
 
 FIGURES = "figures.json"
@@ -137,12 +137,12 @@ def _look(
     order = order[batch.weights[order] > 0]
     if not len(order):
         raise ValueError(f"no image of split {split!r} is left to look at: all {images} of them are damaged")
-    for name in PICTURES:  # of an earlier look, perhaps of another model
+    for name in (FIGURES, *PICTURES):  # of an earlier look, perhaps of another model
         (out / name).unlink(missing_ok=True)
     x = batch.x[order].to(device)
     noise = evaluation_noise(model, batch.ids[order], 0, device, seed)
     chunks = InChunks(model, ROWS)
-    white = 1 if manifest.spec.binary else manifest.spec.max_value
+    white = manifest.spec.white
     seen = _Seen(model, chunks, x, noise, chunks.encode(x, noise), white, device, seed)
     figures: dict[str, Any] = {
         "seed": seed,
@@ -161,7 +161,7 @@ def _look(
     samples = _samples(seen, out)
     figures["nearest_images"] = _nearest(seen, samples, manifest, data, out)
     figures["pictures"] = [name for name in PICTURES if (out / name).exists()]
-    _write_json(figures, out / FIGURES)
+    write_json(out / FIGURES, _without_nan(figures))
     return figures
 
 
@@ -189,8 +189,8 @@ def _attention(seen: _Seen, out: Path) -> dict[str, Any]:
     for path in ("decoder", "encoder"):
         attending = [each.layer for each in getattr(attention, path) if len(each.attended) > 1]
         if attending:
-            shown = [attending[i - 1] for i in counts(len(attending), _LAYERS_SHOWN) if i > 0]
-            picture = depth_attention_maps_picture(seen.x[0], maps, path, shown, layers, seen.white)
+            shown = [attending[i] for i in counts(len(attending) - 1, _LAYERS_SHOWN)]
+            picture = depth_attention_maps_picture(seen.x[0], maps, path, shown, len(attending), layers, seen.white)
             save_png(picture, out / f"depth_attention_maps_{path}.png")
     few = slice(0, _SWITCHED_OFF)
     hidden = most_attended_hidden(seen.chunks, attention, seen.x[few], [eps[few] for eps in seen.noise])
@@ -243,7 +243,7 @@ def _resampling(seen: _Seen, out: Path) -> dict[str, Any]:
     noise = [seen.prior_noise(len(latents[0]), draw) for draw in range(2, 2 + _DRAWS)]
     layers = [resampled(seen.chunks, latents, layer, noise) for layer in range(len(latents))]
     shown = [layers[i] for i in counts(len(layers) - 1, _LAYERS_SHOWN)]
-    picture = resampling_picture(seen.chunks.mean_image(latents)[0], shown, 0, seen.white)
+    picture = resampling_picture(seen.chunks.mean_image(latents)[0], shown, len(layers), 0, seen.white)
     save_png(picture, out / "resampling.png")
     return {
         "images": len(latents[0]),
@@ -284,7 +284,14 @@ def _training_images(manifest: Manifest, data: DataConfig, seed: int) -> Iterato
         yield batch.x[batch.weights > 0]
 
 
-def _write_json(figures: dict[str, Any], path: Path) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(figures, indent=1) + "\n")
-    os.replace(aside, path)
+def _without_nan(figures: Any) -> Any:
+    """JSON has no such numbers."""
+    match figures:
+        case dict():
+            return {name: _without_nan(each) for name, each in figures.items()}
+        case list():
+            return [_without_nan(each) for each in figures]
+        case float() if not math.isfinite(figures):
+            return None
+        case _:
+            return figures

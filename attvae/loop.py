@@ -242,8 +242,8 @@ class Loop:
         gates = {f"attention/gate_{name.replace('/', '_')}": float(g) for name, g in averaged.attention_gates().items()}
         self.trackers.metrics(samples_seen, figures.metrics("val") | gates | attention.metrics())
         draw: dict[str, Callable[[Path], None]] = {
-            "samples": partial(sample_grid, averaged, 64, EVALUATION_SEED, 1.0),
-            "reconstructions": partial(reconstruction_grid, averaged, x, noise),
+            "samples": partial(sample_grid, averaged, 64, EVALUATION_SEED, 1.0, averaged.spec.white),
+            "reconstructions": partial(reconstruction_grid, averaged, x, noise, averaged.spec.white),
             "layer_kl": partial(layer_kl_picture, figures),
         }
         if gates:

@@ -6,6 +6,7 @@ from typing import Any
 from attvae import __version__
 from attvae.export import ExportConfig
 from attvae.model.vae import DeepVAE
+from attvae.tracking.secrets import without_secrets
 
 CITATION = """\
 @inproceedings{apostolopoulou2022deep,
@@ -143,5 +144,5 @@ def _data(config: ExportConfig, source: str | None) -> str:
     name, version, fingerprint = config.trained_on.name, config.trained_on.version, config.trained_on.fingerprint
     named = f"`{name}`, version `{version}`, " if name else ""
     lines = [f"{named}fingerprint `{fingerprint}`."]
-    lines += [f"Source: {source}."] if source else []
+    lines += [f"Source: {without_secrets(source)}."] if source else []
     return "\n".join([*lines, "The licence of the data applies to them, and may bear on the weights."])

@@ -1,5 +1,6 @@
 """A run as its folder tells it."""
 
+import math
 from pathlib import Path
 
 import yaml
@@ -23,13 +24,13 @@ def read_run(path: Path) -> Run:
         config = yaml.safe_load(folder.config.read_text())
         ending = recorded.ending(path)
         tags = recorded.tags(path)
-        summary = folder.read_summary() if folder.summary.is_file() else {}
-    except (yaml.YAMLError, ValueError, KeyError) as error:
+        summary = recorded.read_object(folder.summary) if folder.summary.is_file() else {}
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: a file of the run cannot be read ({error}): is it a run folder?") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder.config} is no configuration of a run: expected a mapping of keys to values")
     rows = read(folder.journal)
-    if untimed := [row for row in rows if "time" not in row]:
+    if untimed := [row for row in rows if not math.isfinite(row.get("time", math.nan))]:
         raise ValueError(f"{folder.journal}: the line of {untimed[0]['samples_seen']:,} samples seen has no time")
     status: str = ending.status
     if status == "RUNNING" and summary:  # it has no more to do; or it is from before status.json

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from attvae.all_or_nothing import all_or_nothing
 from attvae.config import RunConfig, differences, load
 from attvae.tracking.protocol import Status
 from attvae.tracking.secrets import without_secrets
@@ -212,12 +213,10 @@ def _git(*args: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w") as file:
+    with all_or_nothing(path) as made, made.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
+from attvae.all_or_nothing import all_or_nothing
 from attvae.evaluate import open_trained
 from attvae.evaluation.image_grid import grid_bands, grid_size
 from attvae.evaluation.png_stream import save_png_stream
@@ -54,8 +54,8 @@ def check_out(out: Path) -> None:
     """
     if out.suffix not in (".png", ".npy", ""):
         raise ValueError(f"--out {out}: a grid is called .png, an array .npy, a folder has no suffix; not {out.suffix}")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder that exists: name a new one, a .png or a .npy")
+    if out.is_dir() or (not out.suffix and out.exists()):
+        raise ValueError(f"--out {out} is there already: name a new folder, a .png or a .npy")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--out {out}: {parent} is no folder that can be written")
@@ -90,33 +90,22 @@ def write_samples(batches: Iterable[Integer[Tensor, "b c H W"]], n: int, spec: D
 
 
 def _shown(image: Integer[ndarray, "h w c"], spec: DataSpec) -> UInt8[ndarray, "h w c"]:
-    max_value = 1 if spec.binary else spec.max_value
-    return image if max_value == 255 else (image * (255 / max_value)).round().astype(np.uint8)
+    return image if spec.white == 255 else (image * (255 / spec.white)).round().astype(np.uint8)
 
 
 def _save_array(images: Iterator[Integer[ndarray, "h w c"]], n: int, spec: DataSpec, out: Path) -> None:
     dtype = np.dtype(np.uint8 if spec.num_bits <= 8 else np.uint16)
     shape = (n, spec.height, spec.width, spec.channels)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    aside = out.with_name(out.name + ".tmp")
-    try:
-        with aside.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for image in images:
-                file.write(np.ascontiguousarray(image).tobytes())
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
+    with all_or_nothing(out) as aside, aside.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in images:
+            file.write(np.ascontiguousarray(image).tobytes())
 
 
 def _save_folder(images: Iterator[UInt8[ndarray, "h w c"]], n: int, out: Path) -> None:
     digits = max(6, len(str(n - 1)))
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
+    with all_or_nothing(out) as aside:
+        aside.mkdir()
         for index, image in enumerate(images):
             Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(aside / f"{index:0{digits}}.png")
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

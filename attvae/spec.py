@@ -37,6 +37,11 @@ class DataSpec(Config):
         return (self.channels, self.height, self.width)
 
     @property
+    def white(self) -> int:
+        """The largest value of a pixel that the model takes and gives, which pictures show as white."""
+        return 1 if self.binary else self.max_value
+
+    @property
     def dimensions(self) -> int:
         """Number of values in an image, the divisor of bits per dimension."""
         return self.channels * self.height * self.width

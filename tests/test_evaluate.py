@@ -390,6 +390,36 @@ def test_another_version_of_the_data(run_folder: Path, digits: Path, tmp_path: P
     assert forced(run_folder, "--data", tmp_path / "newer") == ["other data than the training's: version 2, not 1"]
 
 
+def test_damaged_images(run_folder: Path, digits: Path, tmp_path: Path) -> None:
+    """A training that skips them is no reason to leave them out of a figure."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copytree(digits, tmp_path / "data")
+    shard = tmp_path / "data" / "test-000000.tar"
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    configured = (tmp_path / "run" / "config.yaml").read_text().replace("on_damage: raise", "on_damage: skip")
+    (tmp_path / "run" / "config.yaml").write_text(configured)
+    said = refused(tmp_path / "run", "--data", tmp_path / "data")
+    assert "test-000000.tar" in said
+    assert "add --force for figures of the sound images, marked as such" in said
+    [reason] = forced(tmp_path / "run", "--data", tmp_path / "data")
+    report = evaluated(tmp_path / "run", "--data", tmp_path / "data", "--force")
+    assert reason == f"{297 - report['images']} of the 297 images are damaged and left out"
+    assert 100 < report["images"] < 200
+
+
+def test_an_export_of_a_run_that_scales_its_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1), np.uint8)
+    prepare(array_dataset(ArrayImages(pixels)), tmp_path / "data")
+    given = [f"data.path={tmp_path / 'data'}", "data.size=8", "train.samples=100", "train.lr_warmup=0"]
+    given += ["train.global_batch=5", "model.likelihood={kind: logistic_mixture, num_mixtures: 2}"]
+    cfg = load(Path(TINY), [*given, "checkpoint.every=100", "engine.name=plain", "tracking.mlflow=false"])
+    train_module.train(cfg, tmp_path / "run")
+    of_run = evaluated(tmp_path / "run")
+    of_export = evaluated(tmp_path / "run" / "model", "--data", tmp_path / "data")
+    assert of_export["figures"] == of_run["figures"]
+
+
 def test_an_export_that_was_made_by_force(digits: Path, tmp_path: Path) -> None:
     model = exported(tmp_path / "model", a_model(TINY, digits), digits, "unfinished: 1,000 of 2,000 samples seen")
     report = evaluated(model, "--data", digits, "--draws", 1)

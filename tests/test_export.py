@@ -92,7 +92,7 @@ def test_it_says_what_it_is(exported: Path, finished: Path, digits: Path) -> Non
     for said in (manifest["source"], manifest["fingerprint"], "attvae.load(", "attvae sample ", "encoder.pt2", "2022"):
         assert said in card
     assert (exported / "model.safetensors").stat().st_mode == (exported / "model.json").stat().st_mode
-    assert not [*exported.parent.glob("*.tmp")]
+    assert not [path for path in exported.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_an_export_of_before_loads(exported: Path, tmp_path: Path) -> None:

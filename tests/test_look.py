@@ -15,6 +15,7 @@ from torch import nn
 
 from attvae.data.config import DataConfig
 from attvae.data.manifest import Manifest
+from attvae.evaluation.chart import ALARM
 from attvae.look import IMAGES, PICTURES, ROWS, look
 from attvae.model.config import ModelConfig
 from attvae.model.vae import DeepVAE
@@ -153,6 +154,26 @@ def test_a_model_of_few_layers_is_looked_at(layers: int, digits: Path, tmp_path:
     assert figures["top_layers"]["inferred_layers"] == [*range(layers + 1)]
     assert not (tmp_path / "depth_attention_maps_decoder.png").exists(), "nothing to choose from"
     assert (tmp_path / "depth_attention_maps_encoder.png").exists()
+
+
+def test_a_model_that_gives_no_numbers(digits: Path, tmp_path: Path) -> None:
+    model, manifest, data = model_of(digits)
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(torch.nan)
+    look(model, manifest, data, tmp_path, CPU)
+    figures = json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert figures["top_layers"]["nelbo_nats"] == [None] * 4
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert ALARM in {colour for _, colour in picture.getcolors(1 << 20)}
+
+
+def test_images_of_two_channels_are_looked_at(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 2), np.uint8)
+    prepare(array_dataset(ArrayImages(pixels)), tmp_path / "data")
+    mixture = {"likelihood": {"kind": "logistic_mixture", "num_mixtures": 2}}
+    model, manifest, data = model_of(tmp_path / "data", **mixture)
+    figures = look(model, manifest, data, tmp_path / "looked", CPU)
+    assert set(figures["pictures"]) == {f"{name}.png" for name in ALWAYS | ATTENTION}
 
 
 def test_other_data_than_the_models_are_refused(digits: Path, tmp_path: Path) -> None:

@@ -125,6 +125,9 @@ def test_its_numbers_are_those_of_the_summary(finished: Path) -> None:
         assert float(table[row]["KL, nats"]) == pytest.approx(sum(found["kl_nats_per_layer"]), abs=6e-5)
         assert table[row]["number"] == f"{found['images']:,}"
     test, layers = summary["test"], cells(root, "The layers, 0 on top")
+    nothing_known = layers.pop("none")
+    assert nothing_known["KL, nats"] == "–"
+    assert 0.5 < float(nothing_known["bits/dim with the layers below unknown"]) < 1, "one bit says nothing at all"
     assert len(layers) == 3
     for layer, row in layers.items():
         kl = test["kl_nats_per_layer"][int(layer)]
@@ -164,7 +167,7 @@ def test_it_says_where_the_run_comes_from(finished: Path) -> None:
     assert shown.pop("tracking")["uri"] == "https://***@127.0.0.1:9/"
     assert shown == {key: value for key, value in expected.items() if key != "tracking"}
     (again,) = root.all("section", id="again")
-    assert f"attvae report '{finished}'" in texts(again)
+    assert f"attvae train '{finished}'/config.yaml --out runs/again" in texts(again)
     assert (finished / "command.txt").read_text().replace(SECRET, "").split()[0] in texts(again)
 
 
@@ -272,6 +275,47 @@ def test_bad_input(copied: Path, tmp_path: Path, prepare, says: str) -> None:
     assert done.exit_code == 2
     assert says in done.stderr
     assert (copied / "report.html").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("environment.json", "[]", "environment.json holds no JSON object"),
+        ("environment.json", '{"git": 3}', "a file of the run cannot be read"),
+        ("status.json", "[]", "status.json holds no JSON object"),
+        ("status.json", '{"status": "WEIRD"}', "status.json says status 'WEIRD'"),
+        ("summary.json", "[]", "summary.json holds no JSON object"),
+        ("summary.json", '{"samples_seen": 2000}', "summary.json is damaged: it has no test figure nelbo_nats"),
+        ("summary.json", "\xff", "summary.json"),
+        ("metrics.jsonl", '{"samples_seen": 100, "time": "NaN", "val/nelbo_nats": 1}\n', "has no time"),
+    ],
+)
+def test_damaged_files(copied: Path, file: str, content: str, says: str) -> None:
+    (copied / file).write_bytes(content.encode("latin-1"))
+    done = CliRunner().invoke(app, ["report", str(copied)])
+    assert done.exit_code == 2, done.output
+    assert str(copied) in done.stderr
+    assert says in done.stderr
+
+
+def test_a_damaged_picture_is_named_on_the_page(copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "command.txt").write_bytes(b"attvae train \xff\n")
+    cut, empty = sorted((copied / "images").glob("*-000000002000.png"))[:2]
+    cut.write_bytes(cut.read_bytes()[:300])
+    empty.write_bytes(b"")
+    report(copied, None)
+    root = read_page(copied / "report.html")
+    for path in (cut, empty):
+        assert f"The picture {path.name.rpartition('-')[0]} is damaged" in texts(root)
+    assert len(root.all("img")) == 2
+
+
+def test_a_password_in_the_source_of_the_data_is_struck_out(copied: Path) -> None:
+    source = f"https://me:{SECRET}@example.org/digits.zip"
+    edit(copied / "environment.json", lambda about: about["dataset"].update(source=source))
+    report(copied, None)
+    assert SECRET not in (copied / "report.html").read_text()
 
 
 def test_what_goes_wrong_in_a_report_costs_a_finished_run_one_warning(

@@ -94,8 +94,8 @@ def test_grid_folder_and_array_hold_the_same_images(spec: DataSpec, n: int, tmp_
     assert len([*(written / "folder").iterdir()]) == n
     np.testing.assert_array_equal(np.stack(singles).reshape(shown.shape), shown)
     grid = np.asarray(Image.open(written / "grid.png"))
-    whole = draw_grid(torch.from_numpy(shown).permute(0, 3, 1, 2))
-    np.testing.assert_array_equal(grid, np.asarray(whole))
+    whole = np.asarray(draw_grid(torch.from_numpy(shown).permute(0, 3, 1, 2), 255))
+    np.testing.assert_array_equal(grid, whole if grid.ndim == 3 else whole[:, :, 0])
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -111,6 +111,18 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="device is gone"):
             write_samples(ending(), 4, DIGITS, tmp_path / name)
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_lies_beside_it_stays(tmp_path: Path) -> None:
+    """Also what has a name that files in the making might have."""
+    (tmp_path / "folder.tmp").mkdir()
+    for name in ("folder.tmp/mine", "grid.png.tmp", "array.npy.tmp"):
+        (tmp_path / name).write_text("mine")
+    for name in ("grid.png", "folder", "array.npy"):
+        write_samples([torch.zeros(2, 1, 8, 8, dtype=torch.uint8)], 2, DIGITS, tmp_path / name)
+    for name in ("folder.tmp/mine", "grid.png.tmp", "array.npy.tmp"):
+        assert (tmp_path / name).read_text() == "mine"
+    assert len([*tmp_path.iterdir()]) == 6
 
 
 def test_the_command(exported: Path, tmp_path: Path) -> None:
@@ -129,7 +141,8 @@ def test_the_command(exported: Path, tmp_path: Path) -> None:
         (["MODEL", "--temperature", "-0.1", "--out", "x.png"], "'--temperature'"),
         (["MODEL", "--temperature", "inf", "--out", "x.png"], "--temperature inf: a finite number from 0 up"),
         (["MODEL", "--out", "x.jpg"], "--out x.jpg: a grid is called .png"),
-        (["MODEL", "--out", "MODEL"], "is a folder that exists"),
+        (["MODEL", "--out", "MODEL"], "is there already"),
+        (["MODEL", "--out", "LICENSE"], "--out LICENSE is there already"),
         (["MODEL", "--out", "/proc/no/x.png"], "/proc/no"),
         (["nowhere", "--out", "x.png"], "nowhere is neither a run folder (no config.yaml) nor an export"),
     ],

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int32, Shaped
+from jaxtyping import Float64, Int32, Int64, Shaped
 from numpy import ndarray
+from pydantic import Field
 from torch import Tensor
 
 from attvae.compression import stack as ans
@@ -32,20 +33,27 @@ TABLE_VALUES = 2**21
 """Probabilities of pixel values that are in memory at once: 16 MB."""
 
 
+_NARROWEST = 8  # bins to either side
+
+
 class Precision(Config):
-    """What encoder and decoder must agree on.
+    """What encoder and decoder must agree on. The bounds keep a file from elsewhere within what the coder can do.
 
     Attributes:
         bins_per_stddev: K, bins of a latent in a standard deviation of its prior.
         reach: bins lie within so many standard deviations of the prior's mean.
+        posterior_reach: and those that the posterior gives within so many, or a quarter more, of its own. The coder
+            gives each bin some probability: without this limit one latent of some 16,000 would come from where no
+            image has any.
         latent_grid_bits: means and log stddevs of latents are multiples of 2^-this.
         pixel_grid_bits: the likelihood's parameters are multiples of 2^-(this + bits of a pixel).
     """
 
-    bins_per_stddev: int = 64
-    reach: int = 8
-    latent_grid_bits: int = 12
-    pixel_grid_bits: int = 8
+    bins_per_stddev: int = Field(default=64, ge=1, le=1024)
+    reach: int = Field(default=8, ge=1, le=64)
+    posterior_reach: float = Field(default=5.5, ge=1, le=64)
+    latent_grid_bits: int = Field(default=12, ge=1, le=32)
+    pixel_grid_bits: int = Field(default=8, ge=1, le=32)
 
 
 class Coded(NamedTuple):
@@ -53,6 +61,16 @@ class Coded(NamedTuple):
 
     nll_nats: Tensor
     log_ratio_nats: Tensor
+
+
+class _Window(NamedTuple):
+    """Latents that are coded as -bins ... bins about their centres; mean and stddev in bins, the mean from there."""
+
+    bins: int
+    places: Int64[ndarray, "n"]
+    centre: Int32[ndarray, "n"]
+    mean: Float64[ndarray, "n"]
+    stddev: Float64[ndarray, "n"]
 
 
 class ImageCoder:
@@ -63,6 +81,8 @@ class ImageCoder:
         self._precision = precision
         self._reach_bins = precision.reach * precision.bins_per_stddev
         self._latents = ans.binned_gaussian(self._reach_bins)
+        widths = (round(_NARROWEST * 1.25**i) for i in range(64))
+        self._windows = [*(bins for bins in widths if bins < self._reach_bins), self._reach_bins]
         self._pixel_grid = 2.0 ** (precision.pixel_grid_bits + model.spec.num_bits)
 
     @property
@@ -83,7 +103,7 @@ class ImageCoder:
             exact_p = self._prior(layer.top_down.prior_raw, len(x), i)
             exact_q = self._posterior(layer.posterior_raw)
             p, q = self._rounded(exact_p), self._rounded(exact_q)
-            k = self._pop(stack, q, p)
+            k = self._pop_under_posterior(stack, q, p)
             z = self._latent(k, p)
             log_ratio += exact_q.log_prob(z) - exact_p.log_prob(z)
             priors.append(p)
@@ -92,7 +112,7 @@ class ImageCoder:
         head = model.likelihood_head(contexts[-1], z)
         self._push_pixels(stack, x, self._on_grid(head))
         for k, p in zip(reversed(bins), reversed(priors), strict=True):
-            self._push(stack, k, p, p)
+            self._push_under_prior(stack, k, p)
         return Coded(-self._log_prob(x, head), log_ratio)
 
     @torch.no_grad()
@@ -105,7 +125,7 @@ class ImageCoder:
             # The layer passes on what it is given: here a stand-in of the right size, since z depends on its prior.
             layer = model.layer(i, contexts, z, Given(torch.zeros(batch, *shape)))
             p = self._rounded(self._prior(layer.top_down.prior_raw, batch, i))
-            k = self._pop(stack, p, p)
+            k = self._pop_under_prior(stack, p)
             z = self._latent(k, p)
             priors.append(p)
             bins.append(k)
@@ -120,7 +140,7 @@ class ImageCoder:
             raw = delta if top_down.prior_raw is None else top_down.prior_raw.shifted(delta)
             posteriors.append(self._rounded(self._posterior(raw)))
         for k, q, p in zip(reversed(bins), reversed(posteriors), reversed(priors), strict=True):
-            self._push(stack, k, q, p)
+            self._push_under_posterior(stack, k, q, p)
         return x
 
     def _prior(self, raw: RawGaussian | None, batch: int, layer: int) -> Gaussian:
@@ -150,11 +170,33 @@ class ImageCoder:
         mean = ((g.mean - p.mean) * scale).clamp(-self._reach_bins, self._reach_bins)
         return mean.flatten().numpy(), (g.stddev * scale).flatten().numpy()
 
-    def _pop(self, stack: Stack, g: Gaussian, p: Gaussian) -> Int32[ndarray, "n"]:
-        return stack.pop(self._latents, *self._in_bins(g, p))
+    def _push_under_prior(self, stack: Stack, k: Int32[ndarray, "n"], p: Gaussian) -> None:
+        stack.push(k, self._latents, *self._in_bins(p, p))
 
-    def _push(self, stack: Stack, k: Int32[ndarray, "n"], g: Gaussian, p: Gaussian) -> None:
-        stack.push(k, self._latents, *self._in_bins(g, p))
+    def _pop_under_prior(self, stack: Stack, p: Gaussian) -> Int32[ndarray, "n"]:
+        return stack.pop(self._latents, *self._in_bins(p, p))
+
+    def _push_under_posterior(self, stack: Stack, k: Int32[ndarray, "n"], q: Gaussian, p: Gaussian) -> None:
+        for bins, places, centre, mean, stddev in reversed(self._in_windows(q, p)):
+            stack.push(k[places] - centre, ans.binned_gaussian(bins), mean, stddev)
+
+    def _pop_under_posterior(self, stack: Stack, q: Gaussian, p: Gaussian) -> Int32[ndarray, "n"]:
+        k = np.empty(p.mean.numel(), np.int32)
+        for bins, places, centre, mean, stddev in self._in_windows(q, p):
+            k[places] = centre + stack.pop(ans.binned_gaussian(bins), mean, stddev)
+        return k
+
+    def _in_windows(self, q: Gaussian, p: Gaussian) -> list[_Window]:
+        """The latents by the width that they need."""
+        mean, stddev = self._in_bins(q, p)
+        fitting = np.searchsorted(self._windows[:-1], self._precision.posterior_reach * stddev)
+        found = []
+        for which, bins in enumerate(self._windows):
+            (places,) = np.nonzero(fitting == which)
+            if len(places):
+                centre = mean[places].round().clip(bins - self._reach_bins, self._reach_bins - bins)
+                found.append(_Window(bins, places, centre.astype(np.int32), mean[places] - centre, stddev[places]))
+        return found
 
     def _latent(self, k: Int32[ndarray, "n"], p: Gaussian) -> Float64[Tensor, "b z h w"]:
         places = torch.from_numpy(k).double().view(p.mean.shape) / self._precision.bins_per_stddev

@@ -4,7 +4,6 @@ import copy
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,15 +19,16 @@ from jaxtyping import UInt32
 from numpy import ndarray
 from torch import Tensor
 
+from attvae.all_or_nothing import all_or_nothing
 from attvae.compression import file_format
 from attvae.compression.bits_back import ImageCoder, Precision
-from attvae.compression.file_format import CompressedFile, Header, MadeWith
+from attvae.compression.file_format import MOST_IMAGES, MOST_WORDS, CompressedFile, Header, MadeWith
 from attvae.compression.fingerprint import model_fingerprint
 from attvae.compression.images import CodedImage, DataSplit, ImageFiles, check_pictures, picture
 from attvae.compression.other_codecs import Size, sizes
 from attvae.compression.progress import Progress
-from attvae.compression.stack import PRECISION, WORD, Initial, Stack
-from attvae.evaluate import open_trained
+from attvae.compression.stack import PRECISION, WORD, CoderFailedError, Initial, Stack
+from attvae.evaluate import Trained, open_data, open_trained, other_data
 from attvae.evaluation_noise import EVALUATION_SEED, evaluation_noise
 from attvae.model.vae import DeepVAE
 from attvae.objective import bits_per_dim
@@ -51,6 +51,7 @@ class Compressed(NamedTuple):
         latents_nelbo_nats: -log p(x, z) + log q(z | x) at the latents that were coded.
         nelbo_nats: the model's bound, with the noise that evaluations use.
         initial_bits: random bits that had to be there first, of the whole set; the file has to hold them.
+        forced: why the figures are not to be trusted: marks of all of them.
     """
 
     images: int
@@ -64,6 +65,7 @@ class Compressed(NamedTuple):
     images_per_s: float
     codec_images: int
     codecs: list[Size]
+    forced: list[str]
 
     def report(self) -> dict[str, Any]:
         per_dim = {
@@ -75,6 +77,7 @@ class Compressed(NamedTuple):
         return {
             "images": self.images,
             "seed": self.draws_seed,
+            "forced": self.forced,
             "bits_per_dim": per_dim,
             "net_bits": self.net_bits * self.images,
             "initial_bits": self.initial_bits,
@@ -97,7 +100,7 @@ class Compressed(NamedTuple):
             math.log(2) * self.net_bits / self.nelbo_nats,
         )
         each = f"{self.codec_images:,} of the images" if self.codec_images < self.images else ""
-        return [
+        rows: list[tuple[str, str | float, str | float, str]] = [
             ("net: final minus initial bits", per_dim["net"], round(self.net_bits * self.images / 8), ""),
             ("NELBO at the coded latents", per_dim["nelbo_of_coded_latents"], "", f"net is {latents - 1:+.3%}"),
             ("NELBO, with the noise of evaluations", per_dim["nelbo"], "", f"net is {model - 1:+.3%}"),
@@ -109,6 +112,8 @@ class Compressed(NamedTuple):
             ),
             *((name, "" if bits is None else bits, "", remark or each) for name, bits, remark in self.codecs),
         ]
+        mark = " (forced)" if self.forced else ""
+        return [(f"{what}{mark}", bits, size, remark) for what, bits, size, remark in rows]
 
 
 def compress(
@@ -116,15 +121,21 @@ def compress(
     images: list[Path],
     out: Path,
     *,
-    data: Path | None = None,
+    data: str | None = None,
     split: str = "test",
     draws: int = 1,
     batch: int = 64,
+    force: bool = False,
 ) -> Compressed:
     """Codes image files, or a split of a prepared data set, into a new file.
 
+    Args:
+        data: a folder, or an address that fsspec knows.
+        force: go on, marking every figure, where figures could be misunderstood.
+
     Raises:
-        ValueError: a model that cannot be loaded, images that are not the model's, or `out` exists.
+        ValueError: a model that cannot be loaded, images that are not the model's, what only `force` takes, too large
+            a batch, or `out` exists.
         OSError: `out` cannot be written.
     """
     if bool(images) == (data is not None):
@@ -132,12 +143,32 @@ def compress(
     if data is None and (split, draws) != ("test", 1):
         raise ValueError("--split and --draws go with --data: image files are coded once, all of them")
     _check_new(out)
-    model = open_trained(model_path).model
+    trained = open_trained(model_path, force=force)
+    forced = [*trained.forced]
+    model = trained.model
     spec = model.spec
-    source = DataSplit(data, split, draws, spec) if data else ImageFiles(images, spec)
+    source: ImageFiles | DataSplit
+    if data is None:
+        source = ImageFiles(images, spec)
+    else:
+        source, difference = _open_split(trained, data, split, draws)
+        if difference:
+            forced.append(f"other data than the training's: {difference}")
+            if not force:
+                raise ValueError(
+                    f"{model_path} was not trained on what {data} holds ({difference}): name the data of the training "
+                    "with --data, or add --force for figures that are marked as such"
+                )
+    if len(source) > MOST_IMAGES:
+        raise ValueError(f"{len(source):,} images, {MOST_IMAGES:,} at most fit into a file: ask for fewer --draws")
     fingerprint = model_fingerprint(model)
     coder = ImageCoder(copy.deepcopy(model), precision := Precision())
-    initial = Initial(INITIAL_SEED, math.ceil(batch * coder.latents * PRECISION / WORD) + 2)
+    initial = Initial(INITIAL_SEED, _words_for(min(batch, len(source)), coder.latents))
+    if initial.words > MOST_WORDS:
+        raise ValueError(
+            f"--batch {batch}: the stack would start with {initial.words:,} random words, {MOST_WORDS:,} at most: "
+            f"choose --batch {_most_at_once(coder.latents)} or less"
+        )
     stack = Stack(initial.content())
     bits_before = stack.bits
     nelbo_nats = latents_nelbo_nats = 0.0
@@ -187,6 +218,7 @@ def compress(
         images_per_s=count / coding_s,
         codec_images=len(compared),
         codecs=sizes(compared, spec),
+        forced=forced,
     )
 
 
@@ -194,6 +226,8 @@ def show_compressed(found: Compressed, out: Path) -> None:
     """The table of the figures."""
     title = f"{out}: {found.images:,} images, coded at {found.images_per_s:,.1f} images/s (seed {found.draws_seed})"
     print_table(title, ("", "bits/dim", "bytes", ""), found.rows())
+    for reason in found.forced:
+        print(f"forced: {reason}")
 
 
 class Decompressed(NamedTuple):
@@ -204,13 +238,15 @@ class Decompressed(NamedTuple):
 def decompress(path: Path, model_path: Path, out: Path) -> Decompressed:
     """Writes the images of a compressed file as PNG into a new folder, all of them or none.
 
+    Any model of the right fingerprint will do: there are no figures that could be misunderstood.
+
     Raises:
         ValueError: a damaged file, another model, `out` exists, or the pixels that come out are not those that went in.
         OSError: `out` cannot be written.
     """
     _check_new(out)
     header, payload = file_format.read(path)
-    model = open_trained(model_path).model
+    model = open_trained(model_path, force=True).model
     if (found := model_fingerprint(model)) != header.model:
         raise ValueError(
             f"{path} was compressed with the model {header.model}, but {model_path} is {found}: name that other model"
@@ -218,22 +254,23 @@ def decompress(path: Path, model_path: Path, out: Path) -> Decompressed:
     if header.spec != model.spec:
         raise ValueError(f"{path} says that its model takes {header.spec!r}, but {model_path} takes {model.spec!r}")
     check_pictures(model.spec)
-    partial = out.with_name(out.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    coder = ImageCoder(model, header.precision)
+    if _words_for(max(header.batches), coder.latents) > header.initial_words:
+        raise ValueError(file_format.damaged(path, f"no batch of {max(header.batches):,} images can be in it"))
+    out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    try:
+    with all_or_nothing(out) as folder:
+        folder.mkdir()
         try:
-            _decode_into(partial, ImageCoder(model, header.precision), header, payload)
+            _decode_into(folder, coder, header, payload)
+        except CoderFailedError as error:
+            raise ValueError(file_format.damaged(path, str(error))) from error
         except NotReproducedError as error:
             raise ValueError(
                 f"{path} cannot be decompressed here ({error}), and nothing is written. The likely cause: the model "
                 "computes numbers that differ in their last bits from those it was compressed with. That was "
                 f"{header.made_with}; here it is {_made_with()}. Use what it was compressed with"
             ) from error
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Decompressed(header.images, header.images / (time.monotonic() - started))
 
 
@@ -254,7 +291,11 @@ def _decode_into(folder: Path, coder: ImageCoder, header: Header, payload: UInt3
                     name = names[header.images - 1 - len(digests)]
                     digests.append(_digest(x, header.spec))
                     picture(x, header.spec).save(folder / name)
+                if stack.untouched < header.untouched_words:
+                    raise NotReproducedError("more bits are taken off the stack than were put on it")
                 progress.say(len(digests))
+        except CoderFailedError:
+            raise
         except ValueError as error:
             raise NotReproducedError(str(error)) from error
     if not np.array_equal(stack.words(), start):
@@ -265,9 +306,9 @@ def _decode_into(folder: Path, coder: ImageCoder, header: Header, payload: UInt3
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """The order in which sums are formed depends on the number of threads."""
+    """The order in which sums are formed depends on the number of threads; no more of them than cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(min(number, len(os.sched_getaffinity(0))))
     try:
         yield
     finally:
@@ -290,6 +331,23 @@ def _check_new(out: Path) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"{out} cannot be written, since {parent} is no folder that can be written into")
+
+
+def _open_split(trained: Trained, data: str, split: str, draws: int) -> tuple[DataSplit, str | None]:
+    """The images, and what differs from the data of the training. None is left out, as a training may do."""
+    config, manifest = open_data(trained, data)
+    config = config.model_copy(update={"on_damage": "raise"})
+    return DataSplit(config, manifest, split, draws, trained.model.spec), other_data(trained, manifest)
+
+
+def _words_for(batch: int, latents: int) -> int:
+    """What the stack starts with: enough for whatever the latents of the first batch take."""
+    return math.ceil(batch * latents * PRECISION / WORD) + 2
+
+
+def _most_at_once(latents: int) -> int:
+    """The largest batch whose words are no more than a file may name."""
+    return (MOST_WORDS - 2) * WORD // (latents * PRECISION)
 
 
 def _images_at_once(limit: int, net_bits: int, latents: int) -> int:

@@ -20,6 +20,7 @@ from jaxtyping import UInt32
 from numpy import ndarray
 from pydantic import Field, ValidationError, model_validator
 
+from attvae.all_or_nothing import all_or_nothing
 from attvae.compression.bits_back import Precision
 from attvae.spec import Config, DataSpec
 
@@ -27,7 +28,10 @@ MAGIC = b"attvaeBB"
 FORMAT_VERSION = 1
 FRONT = struct.Struct("<8sHI")
 CHECKSUM_BYTES = 16
-LARGEST_HEADER = 2**28  # deflated or not: a file from elsewhere must not fill the memory
+LARGEST_HEADER = 2**28  # bytes, deflated or not: a file from elsewhere must not fill the memory
+MOST_WORDS = 2**28  # that a stack starts with
+MOST_IMAGES = 10**9  # their names, where they have none of their own, are numbers of nine digits
+LONGEST_NAME = 255  # bytes, of Linux's file systems
 
 
 class MadeWith(Config):
@@ -56,12 +60,12 @@ class Header(Config):
 
     model: str
     spec: DataSpec
-    images: int = Field(ge=1)
+    images: int = Field(ge=1, le=MOST_IMAGES)
     names: tuple[str, ...] | None
     precision: Precision
     batches: tuple[int, ...]
-    initial_seed: int = Field(ge=0)
-    initial_words: int = Field(ge=2, le=2**28)
+    initial_seed: int = Field(ge=0, lt=2**64)
+    initial_words: int = Field(ge=2, le=MOST_WORDS)
     untouched_words: int = Field(ge=0)
     pixels_xxh3: str
     made_with: MadeWith
@@ -76,10 +80,24 @@ class Header(Config):
             if len(set(self.names)) != self.images or len(self.names) != self.images:
                 raise ValueError(f"{self.images} images need as many names, all different")
             for name in self.names:
-                # A file from elsewhere must not write outside the folder that it is unpacked into.
-                if name != os.path.basename(name) or "\\" in name or "\0" in name or not name.endswith(".png"):
-                    raise ValueError(f"{name!r} is no name of a PNG file")
+                check_name(name)
         return self
+
+
+def check_name(name: str) -> None:
+    """A file from elsewhere must not write outside the folder that it is unpacked into, and every name must fit there.
+
+    Raises:
+        ValueError: says why.
+    """
+    if name != os.path.basename(name) or "\\" in name or "\0" in name or not name.endswith(".png"):
+        raise ValueError(f"{name!r} is no name of a PNG file")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} is not UTF-8") from None
+    if length > LONGEST_NAME:
+        raise ValueError(f"the name {name!r} has {length} bytes, {LONGEST_NAME} at most fit")
 
 
 class CompressedFile(NamedTuple):
@@ -88,7 +106,17 @@ class CompressedFile(NamedTuple):
 
 
 def to_bytes(file: CompressedFile) -> bytes:
-    header = zlib.compress(file.header.model_dump_json().encode(), 9)
+    """
+    Raises:
+        ValueError: a header that could not be read again.
+    """
+    described = file.header.model_dump_json().encode()
+    if len(described) > LARGEST_HEADER:
+        raise ValueError(
+            f"the header, which names the images, takes {len(described):,} bytes, {LARGEST_HEADER:,} at most: put "
+            "fewer images into a file"
+        )
+    header = zlib.compress(described, 9)
     content = FRONT.pack(MAGIC, FORMAT_VERSION, len(header)) + header + file.payload.astype("<u4").tobytes()
     return content + xxhash.xxh3_128_digest(content)
 
@@ -100,21 +128,28 @@ def from_bytes(content: bytes, path: Path) -> CompressedFile:
     """
     if len(content) < FRONT.size or not content.startswith(MAGIC):
         raise ValueError(f"{path} is not a file that `attvae compress` has written")
+    body, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if len(content) < FRONT.size + CHECKSUM_BYTES or xxhash.xxh3_128_digest(body) != checksum:
+        raise ValueError(damaged(path, "its checksum does not fit"))
     _, version, length = FRONT.unpack_from(content)
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this attvae reads {FORMAT_VERSION}")
-    body, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    damaged = f"{path} is damaged or cut short: get another copy of it"
-    if len(content) < FRONT.size + CHECKSUM_BYTES or xxhash.xxh3_128_digest(body) != checksum:
-        raise ValueError(f"{damaged} (its checksum does not fit)")
     deflated, payload = body[FRONT.size : FRONT.size + length], body[FRONT.size + length :]
     try:
         inflate = zlib.decompressobj()
         header = Header.model_validate_json(inflate.decompress(deflated, LARGEST_HEADER))
         words = np.frombuffer(payload, "<u4").astype(np.uint32)
-    except (zlib.error, ValidationError, ValueError) as error:
-        raise ValueError(f"{damaged} ({error})") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'header'}: {e['msg']}" for e in error.errors())
+        raise ValueError(damaged(path, faults)) from error
+    except (zlib.error, ValueError) as error:
+        raise ValueError(damaged(path, str(error))) from error
     return CompressedFile(header, words)
+
+
+def damaged(path: Path, why: str) -> str:
+    """The message."""
+    return f"{path} is damaged or cut short: get another copy of it ({why})"
 
 
 def write(path: Path, file: CompressedFile) -> int:
@@ -124,16 +159,11 @@ def write(path: Path, file: CompressedFile) -> int:
         OSError: it cannot be written.
     """
     content = to_bytes(file)
-    partial = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as to:
-            to.write(content)
-            to.flush()
-            os.fsync(to.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with all_or_nothing(path) as made, made.open("wb") as to:
+        to.write(content)
+        to.flush()
+        os.fsync(to.fileno())
     return len(content)
 
 

@@ -11,11 +11,13 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
+from attvae.compression.file_format import check_name
 from attvae.data.augment import channels_first
 from attvae.data.config import DataConfig
 from attvae.data.image_file import read_pixels
-from attvae.data.loader import eval_batches, open_manifest
-from attvae.data.manifest import Split
+from attvae.data.loader import eval_batches
+from attvae.data.manifest import Manifest, Split
+from attvae.data.shard import DamagedError
 from attvae.evaluation_noise import EVALUATION_SEED
 from attvae.spec import DataSpec
 
@@ -39,16 +41,23 @@ class ImageFiles:
             places: files, or folders of nothing but image files.
 
         Raises:
-            ValueError: there are none, one is no file, two would have the same name, or pictures of this spec cannot
-                be files.
+            ValueError: there are none, one is no file, is there twice or has a name that cannot be kept, two would
+                have the same name, or pictures of this spec cannot be files.
         """
         check_pictures(spec)
         self._spec = spec
         self._files: dict[str, Path] = {}
         for file in [file for place in places for file in _files(place)]:
             name = f"{file.stem}.png"
-            if (other := self._files.setdefault(name, file)) != file:
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise ValueError(f"{file} cannot come back as {name!r} ({error}): rename it") from None
+            if (other := self._files.get(name)) == file:
+                raise ValueError(f"{file} is named twice: name it once")
+            if other:
                 raise ValueError(f"{other} and {file} would both come back as {name}: rename one of them")
+            self._files[name] = file
         if not self._files:
             raise ValueError(f"no images in {', '.join(map(str, places))}: name image files, or a folder of them")
 
@@ -97,38 +106,47 @@ class DataSplit:
 
     names = None
 
-    def __init__(self, data: Path, split: str, draws: int, spec: DataSpec) -> None:
+    def __init__(self, config: DataConfig, manifest: Manifest, split: str, draws: int, spec: DataSpec) -> None:
         """
         Raises:
-            ValueError: no such data or split, an empty one, or images that are not the model's.
+            ValueError: no such split, an empty one, or images that are not the model's.
         """
         check_pictures(spec)
-        self._config = DataConfig(path=str(data))
-        self._manifest = open_manifest(self._config)
-        if self._manifest.spec != spec:
-            raise ValueError(f"the model takes {spec!r}, but {data} holds {self._manifest.spec!r}")
+        self._config, self._manifest = config, manifest
+        if manifest.spec != spec:
+            raise ValueError(f"the model takes {spec!r}, but {config.path} holds {manifest.spec!r}")
         if draws > 1 and not spec.binary:
             raise ValueError(
                 "--draws is for binary data, which is drawn anew each time: other images are what they are"
             )
-        if split not in self._manifest.splits:
-            raise ValueError(f"{data} has no split {split!r}, only {', '.join(self._manifest.splits)}")
+        if split not in manifest.splits:
+            raise ValueError(f"{config.path} has no split {split!r}, only {', '.join(manifest.splits)}")
         self._split: Split = split
         self._draws = draws
-        self._samples = self._manifest.samples(self._split)
+        self._samples = manifest.samples(self._split)
 
     def __len__(self) -> int:
         return self._samples * self._draws
 
     def __iter__(self) -> Iterator[CodedImage]:
-        for draw in range(self._draws):
-            batches = eval_batches(
-                self._manifest, self._config, self._split, EVALUATION_SEED, draw, READ_AT_ONCE, rank=0, world_size=1
-            )
-            for batch in batches:
-                for x, number, weight in zip(batch.x, batch.ids.tolist(), batch.weights.tolist(), strict=True):
-                    if weight:
-                        yield CodedImage(x, number, draw)
+        """
+        Raises:
+            ValueError: an image is missing or damaged.
+        """
+        try:
+            for draw in range(self._draws):
+                yield from self._drawn(draw)
+        except DamagedError as error:
+            raise ValueError(f"{error}: prepare the data again") from error
+
+    def _drawn(self, draw: int) -> Iterator[CodedImage]:
+        batches = eval_batches(
+            self._manifest, self._config, self._split, EVALUATION_SEED, draw, READ_AT_ONCE, rank=0, world_size=1
+        )
+        for batch in batches:
+            for x, number, weight in zip(batch.x, batch.ids.tolist(), batch.weights.tolist(), strict=True):
+                if weight:
+                    yield CodedImage(x, number, draw)
 
 
 def check_pictures(spec: DataSpec) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from attvae.compression.images import picture
-from attvae.evaluation.codecs import CODECS, picture_bytes
+from attvae.evaluation.codecs import CODECS, encoded
 from attvae.spec import DataSpec
 
 JXL_EFFORT = 9  # the strongest of `cjxl`
@@ -34,7 +34,7 @@ def sizes(images: Sequence[Shaped[Tensor, "c h w"]], spec: DataSpec) -> list[Siz
         if codec == "webp" and spec.num_bits > 8:
             found.append(Size("WebP", None, "holds 8 bits a value"))
         else:
-            total = sum(picture_bytes(p, codec) for p in pictures)
+            total = sum(len(encoded(p, codec)) for p in pictures)
             found.append(Size({"png": "PNG", "webp": "WebP"}[codec], 8 * total / dimensions, ""))
     return [*found, _jpeg_xl(images, spec, dimensions)]
 

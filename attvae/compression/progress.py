@@ -1,5 +1,6 @@
-"""A line now and then, for sets that take long."""
+"""A line on stderr now and then, for sets that take long."""
 
+import sys
 import time
 
 SAID_EVERY_S = 10.0
@@ -20,5 +21,6 @@ class Progress:
             left_s = (self._total - images) / rate
             print(
                 f"{self._done} {images:,}/{self._total:,} images, {rate:,.1f} images/s, {left_s:,.0f} s left",
+                file=sys.stderr,
                 flush=True,
             )

@@ -4,6 +4,8 @@ What is popped under a distribution without having been pushed is a draw from it
 distribution, it gives the same bits back. All vectors are popped in their own order and pushed in the reverse one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,10 @@ PRECISION = 24
 """Bits of a probability in constriction's coder: what one value takes at most."""
 
 WORD = 32
+
+
+class CoderFailedError(ValueError):
+    """The coder gave up, on numbers that no sound file leads to."""
 
 
 class Initial(NamedTuple):
@@ -55,12 +61,21 @@ class Stack:
         return self._ans.get_compressed()
 
     def pop(self, family: Any, *parameters: Float64[ndarray, "n *m"]) -> Int32[ndarray, "n"]:
-        symbols = self._ans.decode(family, *parameters)
+        with _no_panic():
+            symbols = self._ans.decode(family, *parameters)
         self._note_depth()
         return symbols
 
     def push(self, symbols: Int32[ndarray, "n"], family: Any, *parameters: Float64[ndarray, "n *m"]) -> None:
-        self._ans.encode_reverse(symbols, family, *parameters)
+        """
+        Raises:
+            ValueError: a symbol that its distribution does not have, or none that is sound.
+        """
+        try:
+            with _no_panic():
+                self._ans.encode_reverse(symbols, family, *parameters)
+        except KeyError as error:
+            raise ValueError("a value comes from where its distribution has none") from error
         self._note_depth()
 
     def _note_depth(self) -> None:
@@ -81,3 +96,14 @@ def bernoulli() -> Any:
 def categorical() -> Any:
     """Takes a row of probabilities for each symbol."""
     return constriction.stream.model.Categorical(perfect=False)
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """A panic of constriction's Rust is no Exception, and its class cannot be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CoderFailedError(f"the coder fails: {error}") from error

@@ -17,6 +17,7 @@ def depth_attention_maps_picture(
     maps: Mapping[str, Float[Tensor, "n h w"]],
     path: Literal["decoder", "encoder"],
     layers: Sequence[int],
+    of: int,
     total: int,
     white: int,
 ) -> Image.Image:
@@ -25,6 +26,7 @@ def depth_attention_maps_picture(
     Args:
         image: [C, H, W], beside the maps.
         maps: as `depth_attention_maps` gives them.
+        of: how many layers there are to choose `layers` from.
         total: layers of the model, L.
         white: the pixel value that is white.
     """
@@ -43,5 +45,5 @@ def depth_attention_maps_picture(
         ["image", *map(str, columns)],
         rows,
         scale=Scale("0", "1", "probability at each pixel"),
-        notes=[f"columns: {what}"],
+        notes=[f"columns: {what}", *([f"{len(layers)} of {of} layers"] if len(layers) < of else [])],
     )

@@ -18,6 +18,7 @@ MAX_DIMENSIONS = 4096
 """Covariances take the square of this, in doubles."""
 
 _PROBED = 3  # images: a network that was exported for a batch of 1 or 2 refuses them
+_ROUNDING = 1e-3  # of the largest feature: far above float32's in another batch
 _EXTERNAL_DATA = b"\x0a\x08location"  # key of a tensor's external data, as protobuf writes it
 _SILENT = 4
 
@@ -63,8 +64,9 @@ class FeatureNetwork:
             raise ValueError(f"{path} takes ({names[0]}) and gives ({names[1]}): one input and one output are needed")
         self._input = inputs[0]
         self._channels = self._channels_for(image_shape)
-        grey = torch.full((_PROBED, *image_shape), largest // 2, dtype=torch.int64)
-        self.dimensions = self._features(grey).shape[1]
+        if outputs[0].type != "tensor(float)":
+            raise ValueError(f"{path} gives {outputs[0].type}: features of float32 are needed, tensor(float)")
+        self.dimensions = self._probe(image_shape)
         if self.dimensions > MAX_DIMENSIONS:
             raise ValueError(
                 f"{path} gives {self.dimensions:,} features of an image: at most {MAX_DIMENSIONS:,} are compared; end "
@@ -79,6 +81,18 @@ class FeatureNetwork:
         if not len(images):
             return torch.empty(0, self.dimensions)
         return self._features(images)
+
+    def _probe(self, image_shape: tuple[int, int, int]) -> int:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(self._largest + 1, (_PROBED, *image_shape), generator=generator)
+        together = self._features(images)
+        alone = torch.cat([self._features(image[None]) for image in images])
+        if float((together - alone).abs().max()) > _ROUNDING * float(together.abs().max()):
+            raise ValueError(
+                f"{self.path} gives an image other features when others are beside it, or the second time: export it "
+                "in evaluation mode, without batch statistics, dropout or random numbers"
+            )
+        return together.shape[1]
 
     def _channels_for(self, image_shape: tuple[int, int, int]) -> int:
         wanted = self._input.shape

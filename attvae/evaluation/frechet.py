@@ -64,7 +64,7 @@ def frechet_distance(
     """
     root = torch.linalg.svdvals(_square_root(covariance_2) @ _square_root(covariance_1)).sum()
     distance = (mean_1 - mean_2).square().sum() + covariance_1.trace() + covariance_2.trace() - 2 * root
-    return max(0.0, float(distance))
+    return float(distance.clamp_min(0))  # not by max(), which would make 0 of what is not a number
 
 
 def _square_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:

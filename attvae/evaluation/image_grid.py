@@ -12,29 +12,39 @@ from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from attvae.evaluation.chart import ALARM
+
 _TILE_PX = 64  # smaller images are enlarged to about this size
 _GAP_PX = 2
 _LABEL_PX = 16
 _GREY = 128  # between tiles: neither ink nor paper of any data set
 
 
-def draw_grid(images: Num[Tensor, "n c h w"]) -> Image.Image:
-    """Tiles images row by row into a square, small ones enlarged by a whole factor without smoothing.
-
-    Args:
-        images: whole numbers 0..255, or {0, 1} throughout, which become black and white; one channel or three.
+def draw_grid(images: Num[Tensor, "n c h w"], white: float) -> Image.Image:
+    """Tiles images, as they are `seen`, row by row into a square, small ones enlarged by a whole factor.
 
     Raises:
-        ValueError: there is no image, or the channels are neither 1 nor 3.
+        ValueError: there is no image.
     """
-    n, channels = images.shape[:2]
-    if n == 0 or channels not in (1, 3):
-        raise ValueError(f"cannot draw images of shape {tuple(images.shape)}: expected n >= 1 and 1 or 3 channels")
-    pixels = images.detach().cpu().numpy().transpose(0, 2, 3, 1)
-    pixels = (pixels * 255 if pixels.max() <= 1 else pixels).astype(np.uint8)
+    if len(images) == 0:
+        raise ValueError(f"cannot draw images of shape {tuple(images.shape)}: there is none")
+    return Image.fromarray(np.concatenate(list(grid_bands([seen(image, white) for image in images], len(images)))))
 
-    canvas = np.concatenate(list(grid_bands(pixels, n)))
-    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+def seen(image: Num[Tensor, "c h w"], white: float) -> UInt8[ndarray, "h w 3"]:
+    """One channel is grey, two are red and green, of more the first three are taken; no number is orange.
+
+    Args:
+        white: the value that is white, 0 being black.
+    """
+    values = image.detach().cpu().double().numpy().transpose(1, 2, 0)[:, :, :3] / white
+    height, width, channels = values.shape
+    if channels == 1:
+        values = values.repeat(3, axis=2)
+    elif channels == 2:
+        values = np.concatenate([values, np.zeros((height, width, 1))], axis=2)
+    good = np.isfinite(values).all(axis=2, keepdims=True)
+    return np.where(good, np.where(good, values, 0).clip(0, 1) * 255, ALARM).round().astype(np.uint8)
 
 
 def grid_size(n: int, height: int, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from attvae.evaluation.chart import INK, shades
+from attvae.evaluation.image_grid import seen
 
 TILE_PX = 64
 """Smaller images are enlarged to about this size."""
@@ -32,15 +33,8 @@ class Scale(NamedTuple):
 
 
 def tile(image: Float[Tensor, "c h w"], white: float, px: int = TILE_PX) -> Image.Image:
-    """An image of one channel or three whose value `white` is white, enlarged without smoothing.
-
-    Raises:
-        ValueError: it has another number of channels.
-    """
-    if image.shape[0] not in (1, 3):
-        raise ValueError(f"cannot draw an image of shape {tuple(image.shape)}: expected 1 or 3 channels")
-    values = (image.detach().cpu().double() / white).clamp(0, 1).numpy().transpose(1, 2, 0)
-    return _enlarged((values * 255).round().astype(np.uint8).repeat(3 // image.shape[0], axis=2), px)
+    """An image as it is `seen`, enlarged without smoothing."""
+    return _enlarged(seen(image, white), px)
 
 
 def heat(values: Float[Tensor, "h w"], px: int = TILE_PX) -> Image.Image:
@@ -48,10 +42,11 @@ def heat(values: Float[Tensor, "h w"], px: int = TILE_PX) -> Image.Image:
     return _enlarged(shades(values.detach().cpu().double().numpy()), px)
 
 
-def marked(picture: Image.Image, at: tuple[float, float]) -> Image.Image:
-    """A copy with a ring around the place (y, x), each in [0, 1)."""
+def marked(picture: Image.Image, at: tuple[float, float], size: tuple[int, int]) -> Image.Image:
+    """A copy with a ring around the middle of the pixel (y, x), each in [0, 1), of a map of that height and width."""
     picture = picture.copy()
-    y, x = at[0] * picture.height, at[1] * picture.width
+    y, x = ((int(place * pixels) + 0.5) / pixels for place, pixels in zip(at, size, strict=True))
+    y, x = y * picture.height, x * picture.width
     draw = ImageDraw.Draw(picture)
     for radius, colour in ((7, "black"), (6, "white"), (5, "black")):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
 
@@ -19,9 +19,15 @@ class Reconstructs(Protocol):
 
 
 @torch.no_grad()
-def reconstruction_grid(model: Reconstructs, x: UInt8[Tensor, "n c h w"], noise: list[Tensor], path: Path) -> None:
-    """Writes a PNG with the originals on the left and their reconstructions on the right. The model is in eval mode."""
-    panels = {"original": draw_grid(x), "reconstruction": draw_grid(model.reconstruct(x, noise))}
+def reconstruction_grid(
+    model: Reconstructs, x: Integer[Tensor, "n c h w"], noise: list[Tensor], white: int, path: Path
+) -> None:
+    """Writes a PNG with the originals on the left and their reconstructions on the right. The model is in eval mode.
+
+    Args:
+        white: the pixel value that is white.
+    """
+    panels = {"original": draw_grid(x, white), "reconstruction": draw_grid(model.reconstruct(x, noise), white)}
     save_png(side_by_side(panels), path)
 
 

@@ -29,11 +29,14 @@ def resampled(model: InChunks, latents: list[Tensor], layer: int, noise: Sequenc
     return Resampled(layer, draws, torch.stack(draws).double().var(dim=0).mean(dim=1))
 
 
-def resampling_picture(reconstruction: Tensor, layers: Sequence[Resampled], row: int, white: int) -> Image.Image:
+def resampling_picture(
+    reconstruction: Tensor, layers: Sequence[Resampled], of: int, row: int, white: int
+) -> Image.Image:
     """A row for each layer: image `row` with that layer drawn anew, and the standard deviation over the draws.
 
     Args:
         reconstruction: [C, H, W] of that image.
+        of: how many layers the model has.
         white: the pixel value that is white.
     """
     deviations = [each.variance[row].sqrt() for each in layers]
@@ -54,5 +57,8 @@ def resampling_picture(reconstruction: Tensor, layers: Sequence[Resampled], row:
         ["mean", *(f"draw {i + 1}" for i in range(min(_DRAWS_SHOWN, len(layers[0].draws)))), "deviation", "RMS"],
         rows,
         scale=Scale("0", f"{largest:.3g}", f"standard deviation over {len(layers[0].draws)} draws, {unit}"),
-        notes=["images: means of the likelihood; layer 0 is on top; RMS: of the deviation over the pixels"],
+        notes=[
+            "images: means of the likelihood; layer 0 is on top; RMS: of the deviation over the pixels",
+            *([f"{len(layers)} of {of} layers"] if len(layers) < of else []),
+        ],
     )

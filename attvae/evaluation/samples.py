@@ -25,12 +25,16 @@ class Samples(Protocol):
 
 
 @torch.no_grad()
-def sample_grid(model: Samples, n: int, seed: int, temperature: float, path: Path) -> None:
-    """Writes a PNG of `n` samples. Image i depends on (seed, i) and the model only, which is in eval mode."""
+def sample_grid(model: Samples, n: int, seed: int, temperature: float, white: int, path: Path) -> None:
+    """Writes a PNG of `n` samples. Image i depends on (seed, i) and the model only, which is in eval mode.
+
+    Args:
+        white: the pixel value that is white.
+    """
     places = [(index, 0) for index in range(n)]
     device = next(model.parameters()).device
     noise = [eps.to(device) for eps in latent_noise(seed, Purpose.SAMPLE, places, model.latent_shapes)]
-    save_png(draw_grid(model.sample(n, temperature=temperature, noise=noise)), path)
+    save_png(draw_grid(model.sample(n, temperature=temperature, noise=noise), white), path)
 
 
 def temperatures_picture(samples: Mapping[float, Tensor], white: int, what: str) -> Image.Image:

@@ -76,10 +76,10 @@ def spatial_attention_picture(
         white: the pixel value that is white.
     """
     kept = sorted({round(i) for i in torch.linspace(0, len(blocks) - 1, min(most, len(blocks))).tolist()})
-    cells: list[tuple[Cell, ...]] = [("", "image and pixel", marked(tile(image, white, _MAP_PX), at), "")]
+    cells: list[tuple[Cell, ...]] = [("", "image and pixel", marked(tile(image, white, _MAP_PX), at, _size(image)), "")]
     for block in (blocks[i] for i in kept):
         largest = block.probabilities.max()
-        picture = marked(heat(block.probabilities / largest, _MAP_PX), at)
+        picture = marked(heat(block.probabilities / largest, _MAP_PX), at, _size(block.probabilities))
         cells.append((*_two_lines(block.block), picture, f"peak {block.peak:.2g} x uniform"))
     rows: list[tuple[str, list[Cell]]] = []
     for first in range(0, len(cells), _COLUMNS):
@@ -93,6 +93,11 @@ def spatial_attention_picture(
         scale=Scale("0", "peak", "probability, each map up to its own peak"),
         notes=[f"{len(kept)} of {len(blocks)} blocks"] if len(kept) < len(blocks) else [],
     )
+
+
+def _size(pixels: Tensor) -> tuple[int, int]:
+    height, width = pixels.shape[-2:]
+    return height, width
 
 
 def _two_lines(name: str) -> tuple[str, str]:

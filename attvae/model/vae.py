@@ -446,8 +446,7 @@ class DeepVAE(nn.Module):
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Pixels in [-1, 1] with the margin, whose zeros become -1."""
-        max_value = 1 if self.spec.binary else self.spec.max_value
-        u = x.to(next(self.parameters()).dtype) * (2 / max_value) - 1
+        u = x.to(next(self.parameters()).dtype) * (2 / self.spec.white) - 1
         return F.pad(u, [self.config.pad] * 4, value=-1.0) if self.config.pad else u
 
     def _checked_pixels(self, x: Tensor) -> Tensor:
@@ -457,12 +456,11 @@ class DeepVAE(nn.Module):
             )
         if x.dtype != self._pixel_dtype:
             raise ValueError(f"the model takes raw pixels of dtype {self._pixel_dtype}, got {x.dtype}")
-        max_value = 1 if self.spec.binary else self.spec.max_value
         if torch.compiler.is_exporting():  # no values yet
             return x
         # Elsewhere than on the CPU the check would wait for the device in every step.
-        if x.device.type == "cpu" and len(x) and max_value < 255 and (found := int(x.max())) > max_value:
-            raise ValueError(f"the model takes pixel values 0 to {max_value}, got {found}")
+        if x.device.type == "cpu" and len(x) and self.spec.white < 255 and (found := int(x.max())) > self.spec.white:
+            raise ValueError(f"the model takes pixel values 0 to {self.spec.white}, got {found}")
         return x
 
     def _checked_noise(self, noise: Sequence[Tensor] | None, batch: int, device: torch.device) -> list[Tensor]:

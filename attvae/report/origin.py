@@ -31,7 +31,7 @@ def data(subject: Subject) -> str:
         and f"{spec['height']} × {spec['width']}, {spec['channels']} channel{'s' * (spec['channels'] > 1)}",
         "values": spec
         and ("0 and 1, drawn" if spec["binary"] else f"0 to {spec['max_value']}, {spec['num_bits']} bits"),
-        "source": dataset.get("source"),
+        "source": without_secrets(str(dataset.get("source") or "")),
         "read from": without_secrets(str(dataset.get("path"))),
     }
     return tables.facts("The data", found)
@@ -82,8 +82,9 @@ def commands(subject: Subject) -> str:
     again = [
         *checkout,
         f"attvae train {folder}/config.yaml --out runs/again",
-        *([f"attvae evaluate {folder}", f"attvae export {folder} --out exports/again"] if subject.finished else []),
-        f"attvae report {folder}",
+        "attvae evaluate runs/again",
+        "attvae export runs/again --out exports/again",
+        "attvae report runs/again",
     ]
     started = "".join(f"{escape(without_secrets(command))}\n" for command in subject.commands)
     parts = [f"<p>It was started with</p><pre>{started}</pre>"] if started else []

@@ -161,8 +161,8 @@ def _layers(subject: Subject) -> Iterator[Section]:
         )
     if looked:
         said.append(
-            "Bits/dim with the layers below unknown: these follow their priors. What a row gains on the one above is "
-            f"what its layer adds, less what it costs; over {looked.figures['images']} images."
+            "Bits/dim with the layers below unknown: these follow their priors. What a row gains on the last one with "
+            f"a figure is what the layers since then add, less what they cost; over {looked.figures['images']} images."
         )
     notes = f"<p>{escape(' '.join(said))}</p>" if said else ""
     shown = tables.layers(run.summary, kl, figures)

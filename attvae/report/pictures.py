@@ -51,7 +51,7 @@ def _nearest(figures: Mapping[str, Any]) -> str:
 def _top(figures: Mapping[str, Any]) -> str:
     found = figures["top_layers"]
     each = (f"K = {k}: {figure(bits)}" for k, bits in zip(found["inferred_layers"], found["bits_per_dim"], strict=True))
-    return f"Reconstructions from the top K layers, which grow sharper with K. Bits/dim by K: {', '.join(each)}."
+    return f"Reconstructions from the top K layers. Bits/dim by K: {', '.join(each)}."
 
 
 def _resampled(figures: Mapping[str, Any]) -> str:
@@ -147,7 +147,10 @@ def of_training(name: str, samples_seen: int, png: bytes) -> str:
 
 
 def _figure(name: str, png: bytes, title: str, alt: str, caption: str) -> str:
-    source, width, height = embedded(png)
+    try:
+        source, width, height = embedded(png)
+    except OSError as error:
+        return f'<p class="careful">The picture {escape(name)} is damaged: {escape(str(error))}.</p>'
     return (
         f'<figure class="picture" style="--width: {width}px"><figcaption>{escape(title)}</figcaption>'
         f'<div class="wide" role="region" tabindex="0" aria-label="{escape(title)}">'
@@ -157,7 +160,11 @@ def _figure(name: str, png: bytes, title: str, alt: str, caption: str) -> str:
 
 
 def embedded(png: bytes) -> tuple[str, int, int]:
-    """A data URI of the picture, as WebP, its width and its height on the page."""
+    """A data URI of the picture, as WebP, its width and its height on the page.
+
+    Raises:
+        OSError: it is damaged.
+    """
     with Image.open(io.BytesIO(png)) as opened:
         image = opened.convert("RGB")
     if len(png) <= _EXACT_BYTES:

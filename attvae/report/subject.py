@@ -22,6 +22,8 @@ from attvae.tracking import recorded
 from attvae.tracking.run import Run
 from attvae.tracking.secrets import without_secrets
 
+_TEST_FIGURES = ("nelbo_nats", "nll_nats", "bits_per_dim", "kl_nats_per_layer")
+
 
 class Looked(NamedTuple):
     """What `attvae.look.look` has found, docs/pictures.md.
@@ -79,11 +81,13 @@ def read_subject(path: Path, looked: Callable[[], Looked] | None = None) -> Subj
     """
     run = read_run(path)
     folder = RunFolder(path)
+    if missing := [key for key in _TEST_FIGURES if run.summary and key not in run.summary.get("test", {})]:
+        raise ValueError(f"{folder.summary} is damaged: it has no test figure {missing[0]}")
     commands = path / "command.txt"
     return Subject(
         run=run,
         cfg=config.load(folder.config),
-        commands=list(dict.fromkeys(commands.read_text().splitlines())) if commands.is_file() else [],
+        commands=list(dict.fromkeys(commands.read_text(errors="replace").splitlines())) if commands.is_file() else [],
         environment=recorded.environment(path),
         code_changed=(path / "git.diff").is_file(),
         looked=_or_why_not(looked or (lambda: _look_at_newest(path, finished=bool(run.summary)))),

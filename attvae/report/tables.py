@@ -69,6 +69,9 @@ def layers(summary: Mapping[str, Any], during: Sequence[float], looked: Mapping[
     columns += ["pixel variance\nif drawn anew"] if variance else []
     total = sum(kl)
     rows = []
+    if bits:
+        nothing_known = [MISSING] * (4 if units else 2)
+        rows.append(["none", *nothing_known, figure(bits.get(0)), *([MISSING] if variance else [])])
     for layer, value in enumerate(kl):
         row = [str(layer), with_error(value, errors[layer]), f"{value / total:.1%}" if total > 0 else MISSING]
         if units:
@@ -111,14 +114,18 @@ def attention(looked: Mapping[str, Any], gates: Mapping[str, float]) -> Iterator
                     with_error(off.get("nelbo_change_nats"), off.get("standard_error")),
                 )
             )
-        yield title, table(f"Attention of the {title.lower()}", columns, rows) + _matrix(title, found)
+        yield title, table(f"Attention of the {title.lower()}", columns, rows) + _matrix(path, title, found)
 
 
-def _matrix(title: str, found: Mapping[str, Any]) -> str:
+def _matrix(path: str, title: str, found: Mapping[str, Any]) -> str:
     alpha = found["alpha"]
     attending = {each["layer"] for each in found["layers"]}
+
+    def there(layer: int, m: int) -> bool:
+        return m < layer if path == "decoder" else m >= layer
+
     rows = [
-        (f"layer {layer}", *(f"{value:.3f}" if value else MISSING for value in row))
+        (f"layer {layer}", *(f"{value:.3f}" if there(layer, m) else MISSING for m, value in enumerate(row)))
         for layer, row in enumerate(alpha)
         if layer in attending
     ]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from attvae.all_or_nothing import PREFIX
 from attvae.config import RunConfig, flatten, load, located
 from attvae.run_folder import write_text
 from attvae.search.config import SearchConfig
@@ -16,8 +17,8 @@ _MAY_CHANGE = ("parallel", "nodes", "ranks", "cpus_per_rank", "gpus_per_rank", "
 """Keys that a resumed sweep may change: they do not change what is tried, or what it is judged by."""
 
 
-_BEGUN = ("lock", "base.yaml", "base.yaml.tmp", "search.yaml.tmp")
-"""What a driver leaves that was killed before there was a sweep."""
+_BEGUN = ("lock", "base.yaml")
+"""What a driver leaves that was killed before there was a sweep, beside what it was writing."""
 
 T = TypeVar("T", SearchConfig, RunConfig)
 
@@ -47,7 +48,8 @@ class SweepFolder:
             raise ValueError(f"{self.path} holds no sweep that --resume could go on with: leave --resume out")
         if not resume and self.search.is_file():
             raise ValueError(f"{self.path} holds a sweep: go on with it by --resume, or choose another --out")
-        if not resume and self.path.is_dir() and any(each.name not in _BEGUN for each in self.path.iterdir()):
+        there = [each.name for each in self.path.iterdir()] if self.path.is_dir() else []
+        if not resume and any(name not in _BEGUN and not name.startswith(PREFIX) for name in there):
             raise ValueError(f"{self.path} is not empty and holds no sweep: choose another folder with --out")
         if resume and (changed := self._changed(search)):
             raise ValueError(

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from attvae.tracking.protocol import Status
 
@@ -39,7 +39,21 @@ class Ending(NamedTuple):
 def environment(run: Path) -> dict[str, Any]:
     """environment.json; empty where there is none."""
     path = run / "environment.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the file holds something else than a JSON object.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return found
 
 
 def tags(run: Path) -> dict[str, object]:
@@ -77,5 +91,7 @@ def ending(run: Path) -> Ending:
     path = run / "status.json"
     if not path.is_file():
         return Ending("RUNNING")
-    found = json.loads(path.read_text())
+    found = read_object(path)
+    if found.get("status") not in (known := ("RUNNING", *get_args(Status))):
+        raise ValueError(f"{path.name} says status {found.get('status')!r}, not one of {', '.join(known)}")
     return Ending(found["status"], found.get("reason", ""), found.get("time"))

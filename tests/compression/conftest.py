@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from attvae import export
-from attvae.export import ExportConfig
+from attvae.data.manifest import Manifest
+from attvae.export import ExportConfig, TrainedOn
 from attvae.model.config import (
     BernoulliConfig,
     DepthAttentionConfig,
@@ -26,9 +27,11 @@ GREY_16 = DataSpec(height=4, width=4, channels=1, num_bits=16, max_value=65535)
 FIVE_BITS = DataSpec(height=8, width=8, channels=4, num_bits=5, max_value=31)
 
 DIGITS = DataSpec(height=8, width=8, channels=1, num_bits=5, max_value=16, binary=True)
+SMALL_DIGITS = DIGITS.model_copy(update={"height": 4, "width": 4})
 
 SPECS = {
     "digits": DIGITS,
+    "small_digits": SMALL_DIGITS,
     "binary": BINARY,
     "colour": COLOUR,
     "published": COLOUR,
@@ -41,7 +44,7 @@ def build(kind: str, seed: int = 0) -> DeepVAE:
     """A model of `SPECS[kind]` whose every part does something."""
     spec = SPECS[kind]
     match kind:
-        case "binary" | "digits":
+        case "binary" | "digits" | "small_digits":
             likelihood: BernoulliConfig | LogisticMixtureConfig = BernoulliConfig()
         case "published":
             likelihood = LogisticMixtureConfig(num_mixtures=3, edges="published")
@@ -83,6 +86,18 @@ def images_of(model: DeepVAE, number: int, seed: int = 0) -> torch.Tensor:
     return model.sample(number)
 
 
+def export_to(path: Path, kind: str, *, seed: int = 0, data: Path | None = None, forced: tuple[str, ...] = ()) -> Path:
+    """The export folder of the model of that kind and seed, as if it had been trained on those data."""
+    model = build(kind, seed)
+    manifest = Manifest.read(data) if data else None
+    trained_on = (
+        TrainedOn(name=manifest.name, version=manifest.version, fingerprint=manifest.fingerprint) if manifest else None
+    )
+    config = ExportConfig(model=model.config, spec=model.spec, trained_on=trained_on, forced=forced)
+    export.write(path, model, config, card="")
+    return path
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """The export folder of the model of that kind and seed."""
@@ -91,8 +106,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], P
     def export_of(kind: str, seed: int = 0) -> Path:
         path = folder / f"{kind}-{seed}"
         if not path.exists():
-            model = build(kind, seed)
-            export.write(path, model, ExportConfig(model=model.config, spec=model.spec), card="")
+            export_to(path, kind, seed=seed)
         return path
 
     return export_of

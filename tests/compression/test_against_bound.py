@@ -29,7 +29,7 @@ def train(config: str, data: Path, out: Path, *overrides: str) -> Path:
 
 def check(found: Compressed, file: Path) -> None:
     per_dim = found.report()["bits_per_dim"]
-    assert per_dim["net"] == pytest.approx(per_dim["nelbo_of_coded_latents"], rel=0.01)
+    assert per_dim["net"] == pytest.approx(per_dim["nelbo_of_coded_latents"], rel=0.002)
     assert per_dim["net"] == pytest.approx(per_dim["nelbo"], rel=0.01)
     assert found.file_bytes == file.stat().st_size
     assert per_dim["net"] < per_dim["gross"]
@@ -37,7 +37,7 @@ def check(found: Compressed, file: Path) -> None:
 
 def test_all_digits(tmp_path: Path, digits: Path) -> None:
     run = train("test/tiny.yaml", digits, tmp_path / "run")
-    found = compress(run, [], tmp_path / "file", data=digits, draws=20)
+    found = compress(run, [], tmp_path / "file", data=str(digits), draws=20)
     assert found.images == 5940
     check(found, tmp_path / "file")
     assert decompress(tmp_path / "file", run, tmp_path / "out").images == 5940

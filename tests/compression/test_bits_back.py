@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 
 import numpy as np
@@ -68,7 +69,10 @@ def test_rounding_errors_of_another_machine_do_no_harm(kind: str) -> None:
     coder.encode(x, stack)
     words = stack.words()
     assert torch.equal(ImageCoder(disturbed(model, 1e-15), Precision()).decode(10, Stack(words)), x)
-    assert not torch.equal(ImageCoder(disturbed(model, 1e-4), Precision()).decode(10, Stack(words)), x)
+    found = None
+    with suppress(ValueError):  # a latent from where the posterior has none
+        found = ImageCoder(disturbed(model, 1e-4), Precision()).decode(10, Stack(words))
+    assert found is None or not torch.equal(found, x)
 
 
 def disturbed(model: DeepVAE, by: float) -> DeepVAE:

@@ -1,9 +1,13 @@
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,16 @@ import pytest
 import torch
 from compression.conftest import BINARY, COLOUR, GREY_16, SPECS, images_of
 from PIL import Image
+from typer.testing import CliRunner
 
 import attvae
-from attvae.compression import file_format
+from attvae.cli import app
+from attvae.compression import file_format, progress
+from attvae.compression.bits_back import ImageCoder
 from attvae.compression.command import compress, decompress
+from attvae.compression.images import ImageFiles
 from attvae.compression.other_codecs import sizes
+from attvae.evaluation.codecs import CODECS, encoded
 
 Exported = Callable[..., Path]
 
@@ -70,7 +79,7 @@ def test_a_data_set_comes_back_as_evaluations_draw_it(
 
     model = exported("digits")
     monkeypatch.setenv("PATH", "")  # JPEG XL takes its time
-    found = compress(model, [], tmp_path / "file", data=digits, split="val", draws=2)
+    found = compress(model, [], tmp_path / "file", data=str(digits), split="val", draws=2)
     decompress(tmp_path / "file", model, tmp_path / "out")
     config = DataConfig(path=str(digits))
     manifest = open_manifest(config)
@@ -107,8 +116,6 @@ def test_the_figures_hang_together(tmp_path: Path, exported: Exported) -> None:
 
 
 def png(path: Path) -> bytes:
-    import io
-
     file = io.BytesIO()
     with Image.open(path) as image:
         image.save(file, "PNG", optimize=True)
@@ -224,19 +231,19 @@ def test_requests_that_make_no_sense(tmp_path: Path, exported: Exported, digits:
     model = exported("digits")
     (tmp_path / "there").touch()
     with pytest.raises(ValueError, match="there exists: choose another place"):
-        compress(model, [], tmp_path / "there", data=digits)
+        compress(model, [], tmp_path / "there", data=str(digits))
     with pytest.raises(ValueError, match=r"there/file cannot be written"):
-        compress(model, [], tmp_path / "there/file", data=digits)
+        compress(model, [], tmp_path / "there/file", data=str(digits))
     with pytest.raises(ValueError, match=r"either image files .* or --data"):
         compress(model, [], tmp_path / "file")
     with pytest.raises(ValueError, match=r"either image files .* or --data"):
-        compress(model, [tmp_path], tmp_path / "file", data=digits)
+        compress(model, [tmp_path], tmp_path / "file", data=str(digits))
     with pytest.raises(ValueError, match="--split and --draws go with --data"):
         compress(model, [tmp_path], tmp_path / "file", draws=2)
     with pytest.raises(ValueError, match="has no split 'all', only train, val, test"):
-        compress(model, [], tmp_path / "file", data=digits, split="all")
+        compress(model, [], tmp_path / "file", data=str(digits), split="all")
     with pytest.raises(ValueError, match=r"the model takes DataSpec.*digits holds DataSpec"):
-        compress(exported("colour"), [], tmp_path / "file", data=digits)
+        compress(exported("colour"), [], tmp_path / "file", data=str(digits))
     with pytest.raises(ValueError, match=r"cannot read .*missing"):
         decompress(tmp_path / "missing", model, tmp_path / "out")
     with pytest.raises(ValueError, match="there is not a file that `attvae compress` has written"):
@@ -287,3 +294,149 @@ def test_jpeg_xl_is_lossless_and_its_size_is_the_files(tmp_path: Path, spec: att
     found = next(size for size in sizes([x], spec) if size.name == "JPEG XL").bits_per_dim
     # A file of one bit a pixel may take other bytes than one of eight.
     assert found == pytest.approx(expected, rel=0.3 if spec.binary else 1e-12)
+
+
+def test_what_lies_beside_is_never_touched(tmp_path: Path, exported: Exported) -> None:
+    model = exported("colour")
+    images = write_images(tmp_path / "images", "colour", model, 2)
+    mine = [tmp_path / name for name in ("file.tmp", "figures.json.tmp", "out.tmp/file")]
+    (tmp_path / "out.tmp").mkdir()
+    for path in mine:
+        path.write_text("mine")
+    done = CliRunner().invoke(
+        app,
+        ["compress", str(model), str(images), "--out", f"{tmp_path}/file", "--json", f"{tmp_path}/figures.json"],
+    )
+    assert done.exit_code == 0, done.output
+    decompress(tmp_path / "file", model, tmp_path / "out")
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    left = {"images", "file", "file.tmp", "figures.json", "figures.json.tmp", "out", "out.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    (tmp_path / "ordinary").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_progress_is_no_part_of_the_json(tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SAID_EVERY_S", 0)
+    model = exported("colour")
+    images = write_images(tmp_path / "images", "colour", model, 2)
+    done = CliRunner().invoke(app, ["compress", str(model), str(images), "--out", f"{tmp_path}/file", "--json", "-"])
+    assert json.loads(done.stdout)["images"] == 2
+    assert "compressed 2/2 images" in done.stderr
+    done = CliRunner().invoke(
+        app, ["decompress", f"{tmp_path}/file", "--model", str(model), "--out", f"{tmp_path}/out"]
+    )
+    assert "decompressed 2/2 images" in done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/out: 2 images, their checksum fits")
+
+
+def test_a_batch_is_never_larger_than_the_images(tmp_path: Path, exported: Exported, digits: Path) -> None:
+    model = exported("colour")
+    images = write_images(tmp_path / "images", "colour", model, 2)
+    compress(model, [images], tmp_path / "two", batch=2)
+    compress(model, [images], tmp_path / "many", batch=10**15)
+    assert (tmp_path / "many").read_bytes() == (tmp_path / "two").read_bytes()
+    # 3 layers of 2 channels at 4 x 4 pixels, 24 bits each, in words of 32: the most is that of 2^28 words.
+    most = (2**28 - 2) * 32 // (24 * 96)
+    with pytest.raises(ValueError, match=rf"^--batch 100000000: .* choose --batch {most} or less$"):
+        compress(exported("digits"), [], tmp_path / "file", data=str(digits), draws=10**6, batch=10**8)
+    with pytest.raises(ValueError, match="1,000,000,000 at most fit into a file: ask for fewer --draws"):
+        compress(exported("digits"), [], tmp_path / "file", data=str(digits), draws=10**8)
+
+
+def test_names_that_no_file_could_have(tmp_path: Path, exported: Exported) -> None:
+    model = exported("colour")
+    for name, reason in (
+        ("a" * 252, r"has 256 bytes, 255 at most"),
+        ("ä" * 126, r"has 256 bytes, 255 at most"),
+        ("a\\b.png", "is no name of a PNG file"),
+        (os.fsdecode(b"\xff.png"), "is not UTF-8"),
+    ):
+        shutil.copy(save(tmp_path / "good" / "image.png", (12, 8), "RGB"), tmp_path / name)
+        with pytest.raises(ValueError, match=rf"cannot come back as .*{reason}.*: rename it") as refused:
+            ImageFiles([tmp_path / name], COLOUR)
+        assert str(refused.value).startswith(f"{tmp_path / name} ")
+    shutil.copy(tmp_path / "good" / "image.png", tmp_path / ("a" * 251))
+    compress(model, [tmp_path / ("a" * 251)], tmp_path / "file")
+    decompress(tmp_path / "file", model, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a" * 251 + ".png"]
+
+
+def test_an_image_that_is_named_twice_is_no_mystery(tmp_path: Path, exported: Exported) -> None:
+    image = save(tmp_path / "images" / "image.png", (12, 8), "RGB")
+    for places in ([image, image], [image.parent, image]):
+        with pytest.raises(ValueError, match=r"image\.png is named twice: name it once"):
+            compress(exported("colour"), places, tmp_path / "file")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_data_that_are_far_away(
+    tmp_path: Path, exported: Exported, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the cache is
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PATH", "")
+    model = str(exported("digits"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(digits))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}/"
+            for data, out in ((address, "far"), (str(digits), "near")):
+                command = ["compress", model, "--data", data, "--split", "val", "--out", f"{tmp_path}/{out}"]
+                done = CliRunner().invoke(app, command)
+                assert done.exit_code == 0, done.output
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (tmp_path / "far").read_bytes() == (tmp_path / "near").read_bytes()
+
+
+def changed(path: Path, **changes: object) -> Path:
+    """A file whose header says something else, with a checksum that fits."""
+    header, payload = file_format.read(path)
+    said = file_format.Header.model_validate({**header.model_dump(), **changes})
+    file_format.write(path.with_name("changed"), file_format.CompressedFile(said, payload))
+    return path.with_name("changed")
+
+
+def test_a_file_made_with_more_threads_than_there_are_cores(
+    tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = exported("colour")
+    compress(model, [write_images(tmp_path / "images", "colour", model, 2)], tmp_path / "file")
+    made_with = {**file_format.read(tmp_path / "file").header.made_with.model_dump(), "threads": 10**6}
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    decompress(changed(tmp_path / "file", made_with=made_with), model, tmp_path / "out")
+    assert asked == [len(os.sched_getaffinity(0)), torch.get_num_threads()]
+
+
+def test_a_header_that_promises_more_than_there_is(
+    tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = exported("colour")
+    compress(model, [write_images(tmp_path / "images", "colour", model, 2)], tmp_path / "file")
+    bomb = changed(tmp_path / "file", images=10**9, batches=(10**9,), names=None)
+    with pytest.raises(ValueError, match=r"changed is damaged .*no batch of 1,000,000,000 images can be in it"):
+        decompress(bomb, model, tmp_path / "out")
+    endless = changed(tmp_path / "file", images=10**6, batches=(1,) * 10**6, names=None)
+    with pytest.raises(ValueError, match="cannot be decompressed here"):
+        decompress(endless, model, tmp_path / "out")
+    monkeypatch.setattr(ImageCoder, "_in_bins", lambda *_: (np.zeros(1), np.zeros(1)))
+    with pytest.raises(ValueError, match=r"file is damaged .*the coder fails: .*`std` must be positive"):
+        decompress(tmp_path / "file", model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_other_codecs_hold_colours_that_nobody_sees() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 4), dtype=np.uint8)
+    pixels[:, :, 3] = 0
+    for codec in CODECS:
+        with Image.open(io.BytesIO(encoded(Image.fromarray(pixels), codec))) as image:
+            assert image.format == codec.upper()
+            assert np.array_equal(np.asarray(image), pixels)

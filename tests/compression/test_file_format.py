@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from compression.conftest import COLOUR
+from annotated_types import Le
+from compression.conftest import COLOUR, build, images_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attvae.compression import file_format
-from attvae.compression.bits_back import Precision
+from attvae.compression.bits_back import ImageCoder, Precision
 from attvae.compression.file_format import CompressedFile, Header, MadeWith
+from attvae.compression.stack import Initial, Stack
 
 PATH = Path("images.bb")
 WORDS = np.random.default_rng(0).integers(2**32, size=50, dtype=np.uint32)
@@ -59,8 +61,23 @@ def test_the_layout_is_what_the_document_says() -> None:
 def test_a_damaged_byte_anywhere_is_found(place: int, change: int) -> None:
     damaged = bytearray(CONTENT)
     damaged[place] ^= change
-    with pytest.raises(ValueError, match=r"images\.bb (is damaged|has format|is not a file)"):
+    said = "is not a file" if place < len(file_format.MAGIC) else "is damaged"
+    with pytest.raises(ValueError, match=rf"images\.bb {said}"):
         file_format.from_bytes(bytes(damaged), PATH)
+
+
+@pytest.mark.parametrize("place", [8, 9])
+def test_a_flip_in_the_version_is_damage(place: int) -> None:
+    damaged = bytearray(CONTENT)
+    damaged[place] ^= 2
+    with pytest.raises(ValueError, match=r"images\.bb is damaged .*checksum does not fit"):
+        file_format.from_bytes(bytes(damaged), PATH)
+
+
+def test_a_sound_file_of_another_version_is_named_as_such() -> None:
+    content = CONTENT[:8] + struct.pack("<H", 2) + CONTENT[10:-16]
+    with pytest.raises(ValueError, match="has format 2, this attvae reads 1"):
+        file_format.from_bytes(content + xxhash.xxh3_128_digest(content), PATH)
 
 
 @settings(deadline=None)
@@ -90,11 +107,41 @@ def test_names_that_lead_out_of_the_folder_are_refused(name: str) -> None:
         ({"untouched_words": 101}, "101 of 100 words untouched"),
         ({"unknown": 1}, "unknown"),
         ({"initial_words": 2**40}, "initial_words"),
+        ({"initial_seed": 2**64}, "initial_seed"),
+        ({"images": 10**9 + 1, "batches": [10**9 + 1], "names": None}, "images: "),
+        ({"names": ["a" * 252 + ".png", "b.png", "c.png"]}, "256 bytes, 255 at most"),
+        ({"made_with": {"torch": "2", "constriction": "0.5", "machine": "x86_64", "threads": 0}}, "threads"),
+        *(
+            ({"precision": {field: number}}, f"precision.{field}: ")
+            for field in Precision.model_fields
+            for number in (0, -3, 2**31)
+        ),
     ],
 )
-def test_a_header_that_contradicts_itself_is_refused(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+def test_a_header_that_makes_no_sense_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
         file_format.from_bytes(with_header(**change), PATH)
+    assert str(refused.value).startswith("images.bb is damaged")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_largest_precision_is_one_that_the_coder_can_do() -> None:
+    bounds = {
+        name: max(limit.le for limit in field.metadata if isinstance(limit, Le))
+        for name, field in Precision.model_fields.items()
+    }
+    largest = Precision.model_validate(bounds)
+    images = images_of(build("binary"), 2)
+    coder = ImageCoder(build("binary"), largest)
+    stack = Stack(Initial(0, 3 * coder.latents).content())
+    coder.encode(images, stack)
+    assert (coder.decode(2, stack) == images).all()
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_format, "LARGEST_HEADER", len(HEADER.model_dump_json()) - 1)
+    with pytest.raises(ValueError, match="at most: put fewer images into a file"):
+        file_format.to_bytes(CompressedFile(HEADER, WORDS))
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +152,12 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         file_format.write(tmp_path / "images.bb", CompressedFile(HEADER, WORDS))
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_that_lies_beside_the_file_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "images.bb.tmp").write_text("mine")
+    file_format.write(tmp_path / "images.bb", CompressedFile(HEADER, WORDS))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.bb", "images.bb.tmp"]
+    assert (tmp_path / "images.bb.tmp").read_text() == "mine"
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "images.bb").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

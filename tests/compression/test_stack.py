@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attvae.compression.stack import Initial, Stack, bernoulli, binned_gaussian, categorical
+from attvae.compression.stack import CoderFailedError, Initial, Stack, bernoulli, binned_gaussian, categorical
 
 REACH = 512
 
@@ -59,6 +59,11 @@ def test_a_mean_at_the_last_bin_with_no_width_is_coded_all_the_same() -> None:
     mean, stddev = np.array([-512.0, 512.0, 100.0]), np.full(3, 1e-4)
     stack = Stack(Initial(0, 10).content())
     assert stack.pop(binned_gaussian(REACH), mean, stddev).tolist() == [-512, 512, 100]
+
+
+def test_a_panic_of_the_coder_is_an_error_like_others() -> None:
+    with pytest.raises(CoderFailedError, match="`std` must be positive"):
+        Stack(Initial(0, 10).content()).pop(binned_gaussian(REACH), np.zeros(1), np.zeros(1))
 
 
 @settings(deadline=None, max_examples=50)

@@ -90,6 +90,31 @@ def test_networks_that_give_no_features(tmp_path: Path) -> None:
         opened(path, flat(path), (3, 48, 48))
 
 
+def test_features_that_depend_on_more_than_the_image(tmp_path: Path) -> None:
+    path, x, y = tmp_path / "x.onnx", {"x": ["b", 3, "h", "w"]}, {"y": ["b", "d"]}
+    flatten = helper.make_node("Flatten", ["x"], ["f"])
+    mean = helper.make_node("ReduceMean", ["f", "rows"], ["m"], keepdims=1)  # as batch norm does in training
+    rows = helper.make_tensor("rows", TensorProto.INT64, [1], [0])
+    of_batch = [flatten, mean, helper.make_node("Sub", ["f", "m"], ["y"])]
+    random = [flatten, helper.make_node("RandomNormalLike", ["f"], ["y"])]
+    for nodes in (of_batch, random):
+        with pytest.raises(ValueError, match="other features when others are beside it, or the second time: export it"):
+            opened(path, saved(path, nodes, x, y, (rows,)))
+
+
+def test_features_that_are_no_floats(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Cast", ["f"], ["y"], to=TensorProto.STRING)],
+        "features",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, ["b", "d"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"gives tensor\(string\): features of float32 are needed"):
+        opened(tmp_path / "x.onnx", hashlib.sha256(model.SerializeToString()).hexdigest())
+
+
 def test_what_is_no_onnx(tmp_path: Path) -> None:
     path = tmp_path / "x.pt2"
     for data in (b"", b"PK\x03\x04 a zip, as torch.export writes"):

@@ -56,8 +56,8 @@ def test_maps_of_an_image_average_to_its_row_and_are_drawn() -> None:
         assert found.shape == (len(each.attended), 4, 4)
         torch.testing.assert_close(found.mean(dim=(1, 2)), torch.tensor(each.probabilities))
         torch.testing.assert_close(found.sum(dim=0), torch.ones(4, 4))
-    two = depth_attention_maps_picture(X[0], maps, "encoder", [0, 3], 4, 1)
-    four = depth_attention_maps_picture(X[0], maps, "encoder", range(4), 4, 1)
+    two = depth_attention_maps_picture(X[0], maps, "encoder", [0, 3], 4, 4, 1)
+    four = depth_attention_maps_picture(X[0], maps, "encoder", range(4), 4, 4, 1)
     assert four.height > two.height
     assert four.width == two.width >= 6 * 64
 

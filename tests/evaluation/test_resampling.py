@@ -27,11 +27,11 @@ def test_only_that_layer_varies() -> None:
         np.testing.assert_allclose(layers[layer].variance, drawn.var(axis=0, ddof=1).mean(axis=1), rtol=1e-4)
     assert float(layers[2].variance.max()) == 0
     torch.testing.assert_close(layers[2].draws[0], 10 * latents[0] + latents[1])
-    picture = resampling_picture((10 * latents[0] + latents[1])[0], layers, 0, 255)
+    picture = resampling_picture((10 * latents[0] + latents[1])[0], layers, 3, 0, 255)
     assert picture.height > 3 * 64
 
 
 def test_a_model_that_ignores_its_latents_is_drawn_all_the_same() -> None:
     latents = [torch.zeros(1, 1, 4, 4)] * 3
     only = resampled(InChunks(Sum(), 1), latents, 2, [latents, latents])  # type: ignore[arg-type]
-    assert resampling_picture(torch.zeros(1, 4, 4), [only], 0, 1).width > 0
+    assert resampling_picture(torch.zeros(1, 4, 4), [only], 1, 0, 1).width > 0

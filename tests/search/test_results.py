@@ -12,6 +12,7 @@ import pytest
 import yaml
 from written_trials import METRIC, search_of, write_run
 
+from attvae.all_or_nothing import PREFIX
 from attvae.config import load
 from attvae.search.config import SearchConfig
 from attvae.search.results import read_trials, write_results
@@ -197,7 +198,8 @@ def test_a_driver_that_was_killed_before_there_was_a_sweep_is_no_obstacle(tmp_pa
     folder = SweepFolder(tmp_path / "sweep")
     begin(folder, search_of(), resume=False)
     folder.trials.rmdir()
-    folder.search.rename(folder.path / "search.yaml.tmp")
+    (folder.path / f"{PREFIX}abc").mkdir()
+    folder.search.rename(folder.path / f"{PREFIX}abc" / "search.yaml")
     begin(folder, search_of(), resume=False)
 
 
