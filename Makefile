@@ -15,12 +15,13 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-# What the quick suite leaves out and needs no special hardware. As root, for what apt installs.
+# What the quick suite leaves out and needs no special hardware. As root, for what apt installs. Much of it is waiting,
+# hence three at a time on any machine; and not by file, for all would wait for the longest one.
 test-slow: $(READY)
 	tests/install_postgres.sh
 	tests/install_jxl.sh
 	tests/install_systemd.sh
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m slow --timeout 600
+	$(BIN)/pytest -n 3 --dist worksteal -m slow --timeout 600
 
 # MLflow's pages and our own, in a headless Chromium. As root, for what apt installs.
 test-browser: $(READY)

@@ -16,6 +16,8 @@ from attvae.tracking.jsonl import read
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = ["configs/test/tiny.yaml"]
+PLAIN = "engine.name=plain"
+"""For runs whose engine does not matter: to import DeepSpeed takes seconds in each rank."""
 
 
 def command(digits: Path, out: Path, *overrides: str) -> list[str]:
@@ -31,8 +33,14 @@ def deepspeed_command(digits: Path, out: Path, *overrides: str) -> list[str]:
 
 
 def arguments(digits: Path, out: Path, *overrides: str) -> list[str]:
-    store = [f"tracking.uri=sqlite:///{out.parent}/mlflow.db", f"tracking.artifacts={out.parent}/artifacts"]
-    return [*TINY, f"data.path={digits}", *store, *overrides, "--out", str(out)]
+    """Without MLflow, which takes seconds of each run, unless the overrides ask for it."""
+    return [*TINY, f"data.path={digits}", "tracking.mlflow=false", *overrides, "--out", str(out)]
+
+
+def in_mlflow(folder: Path) -> list[str]:
+    """Overrides for runs that MLflow gets, in files of this folder."""
+    store = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"tracking.artifacts={folder}/artifacts"]
+    return ["tracking.mlflow=true", *store]
 
 
 def start(command: list[str], **environment: str) -> subprocess.Popen[str]:

@@ -23,12 +23,17 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s
     Raises:
         AssertionError: a rank raised (its traceback is the message) or did not end in time; none is left behind.
     """
-    context = get_context("spawn")
-    port = free_port()
+    # From a process that has imported what takes seconds; but not where the import may have asked CUDA, which no fork
+    # can use then.
+    context = get_context("spawn" if torch.cuda.is_available() else "forkserver")
+    context.set_forkserver_preload(["attvae.train", "deepspeed"])
+    port, environment = free_port(), dict(os.environ)
     pipes, processes = [], []
     for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(sender, rank, ranks, port, function, args), daemon=True)
+        process = context.Process(
+            target=_rank, args=(sender, rank, ranks, port, environment, function, args), daemon=True
+        )
         process.start()
         sender.close()
         pipes.append(receiver)
@@ -48,8 +53,18 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s
             process.join()
 
 
-def _rank(sender: Connection, rank: int, ranks: int, port: int, function: Callable[..., Any], args: Any) -> None:
+def _rank(
+    sender: Connection,
+    rank: int,
+    ranks: int,
+    port: int,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    args: Any,
+) -> None:
+    os.environ.clear()
     os.environ.update(
+        environment,
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(ranks),

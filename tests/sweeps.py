@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from launched import REPOSITORY
 
+FOR_TRIALS = {"eval.every": 500, "checkpoint.every": 500}
+
 started: list[subprocess.Popen[str]] = []
 """What `start` has started."""
 
@@ -19,7 +21,7 @@ def search_file(folder: Path, digits: Path, **changes: Any) -> Path:
     tree = {
         "base": str(REPOSITORY / "configs/test/tiny.yaml"),
         "overrides": {"data.path": str(digits), "tracking.mlflow": False},
-        "for_trials": {"eval.every": 500, "checkpoint.every": 500},
+        "for_trials": FOR_TRIALS | {"engine.name": "plain"},
         "space": {"train.lr": {"loguniform": [1e-3, 3e-2]}},
         "samples": 3000,
         "searcher": "random",

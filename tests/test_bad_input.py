@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from launched import command, deepspeed_command, run, start_ranks
+from launched import PLAIN, command, deepspeed_command, run, start_ranks
 from typer.testing import CliRunner
 
 from attvae.cli import app
@@ -74,19 +74,22 @@ def checkpoint(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         command(
             digits,
             out,
+            PLAIN,
             "model.latent_channels=3",
             "train.samples=100",
             "train.log_every=100",
             "checkpoint.every=100",
-            "tracking.mlflow=false",
         )
     )
     return out / "checkpoints" / "000000000100"
 
 
 def refused(digits: Path, out: Path, *overrides: str) -> str:
-    """What two ranks under the deepspeed command say."""
-    return run(deepspeed_command(digits, out, "tracking.mlflow=false", *overrides), expected=2)
+    """What two ranks say, without a launcher that would end them."""
+    ranks = start_ranks(command(digits, out, *overrides), 2)
+    said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], said
+    return "".join(said)
 
 
 @pytest.mark.slow
@@ -99,14 +102,10 @@ def test_a_checkpoint_of_another_model(digits: Path, checkpoint: Path, tmp_path:
 
 @pytest.mark.slow
 def test_a_checkpoint_of_other_data_ends_each_rank(checkpoint: Path, tmp_path: Path) -> None:
-    """Without a launcher that would end them."""
     original, out = dataset(), tmp_path / "run"
     prepare(replace(original, splits={**original.splits, "train": original.splits["val"]}), tmp_path / "data")
-    overrides = ["model.latent_channels=3", "tracking.mlflow=false", f"resume={checkpoint}"]
-    ranks = start_ranks(command(tmp_path / "data", out, *overrides), 2)
-    said = [process.communicate(timeout=240)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [2, 2]
-    assert_one_message("".join(said), f"{checkpoint} was trained on data with fingerprint")
+    output = refused(tmp_path / "data", out, "model.latent_channels=3", f"resume={checkpoint}")
+    assert_one_message(output, f"{checkpoint} was trained on data with fingerprint")
     assert_nothing_begun(out)
 
 
@@ -114,7 +113,7 @@ def test_a_checkpoint_of_other_data_ends_each_rank(checkpoint: Path, tmp_path: P
 def test_a_gpu_where_there_is_none(digits: Path, tmp_path: Path) -> None:
     """As with a broken driver: DeepSpeed itself would go on, on the CPU."""
     out = tmp_path / "run"
-    launch = deepspeed_command(digits, out, "tracking.mlflow=false", "engine.device=cuda")
+    launch = deepspeed_command(digits, out, "engine.device=cuda")
     undecided = ["env", "--unset=DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES=", *launch]
     assert_one_message(run(undecided, expected=2), "engine.device=cuda, but there is no GPU on ")
     assert not out.exists()

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 from browser import chromium, errors, screenshot
-from launched import REPOSITORY, command, run
+from launched import PLAIN, REPOSITORY, command, run
 from selenium import webdriver
 
 from attvae.tracking.jsonl import read
@@ -21,7 +21,7 @@ from attvae.tracking.jsonl import read
 pytestmark = pytest.mark.browser
 
 DEPTHS = {"shallow": 2, "deep": 4}
-LENGTH = ["train.samples=10000", "train.log_every=1000", "eval.every=5000", "optim.ema_decay=0.9"]
+LENGTH = [PLAIN, "train.samples=10000", "train.log_every=1000", "eval.every=5000", "optim.ema_decay=0.9"]
 # metric, run: the number of points that the browser has read, of all the stretches of that curve.
 POINTS = """
 const points = {};
@@ -43,7 +43,7 @@ def comparison(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Compar
     folder = tmp_path_factory.mktemp("compare")
     runs = {name: folder / name for name in DEPTHS}
     for name, out in runs.items():
-        run(command(digits, out, "tracking.mlflow=false", f"model.num_layers={DEPTHS[name]}", *LENGTH))
+        run(command(digits, out, f"model.num_layers={DEPTHS[name]}", *LENGTH))
     asked = [sys.executable, "-m", "attvae.cli", "compare", *runs, "--out", "compare.html"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(asked, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)

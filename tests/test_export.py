@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clean_environment import CleanEnvironment
-from launched import REPOSITORY, command, run
+from launched import PLAIN, REPOSITORY, command, run
 from stored_images import stored_images
 
 import attvae
@@ -43,7 +43,7 @@ def export(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
-    run(command(digits, folder, "engine.name=plain", "tracking.mlflow=false", "checkpoint.every=1000"))
+    run(command(digits, folder, PLAIN, "checkpoint.every=1000"))
     return folder
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launched import (
+    PLAIN,
     command,
     deepspeed_command,
     processes_of,
@@ -118,7 +119,7 @@ def test_a_rank_that_hangs_is_named(digits: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_is_gone_is_named(digits: Path, tmp_path: Path, victim: int, how: signal.Signals) -> None:
     out = tmp_path / "run"
-    ranks = start_ranks(command(digits, out, LONG, f"engine.hang_s={HANG_S}", "data.retry_s=1"), 2)
+    ranks = start_ranks(command(digits, out, LONG, PLAIN, f"engine.hang_s={HANG_S}", "data.retry_s=1"), 2)
     try:
         assert wait_for(lambda: has_logged(out), 60)
         ranks[victim].send_signal(how)
@@ -188,7 +189,7 @@ watchdog.Watchdog(World(0, 1, device("cpu")), 60, pathlib.Path({str(tmp_path)!r}
 @pytest.mark.slow
 def test_a_rank_that_fails_alone_ends_all(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    ranks = start_ranks(faulty(command(digits, out)), 2, FAULT="fail 1 8 1")
+    ranks = start_ranks(faulty(command(digits, out, PLAIN)), 2, FAULT="fail 1 8 1")
     outputs = end(ranks, 90)
     assert "RuntimeError: the forward pass is broken" in outputs[1]
     verdict = f"rank 1 on {HOST} failed: RuntimeError: the forward pass is broken"
@@ -219,7 +220,7 @@ def find(out: Path, victim: str) -> psutil.Process:
 def test_a_signal_to_any_process_saves_the_run(digits: Path, tmp_path: Path) -> None:
     """One run, stopped by a signal to another of its processes at each start: the undisturbed run's result."""
     out, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    options = ("train.samples=12000", "data.workers=1")
+    options = ("train.samples=12000", "data.workers=1", PLAIN)
     run(deepspeed_command(digits, undisturbed, *options))
     stopped_at = 0
     for victim, how, code in [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes_validate import SchemaNotFoundError, ValidationError, latest_version, validate
-from launched import REPOSITORY, arguments, processes_of, result, start, wait_for
+from launched import REPOSITORY, arguments, in_mlflow, processes_of, result, start, wait_for
 from spawn import free_port
 
 from attvae.tracking.jsonl import read
@@ -94,7 +94,7 @@ def samples_logged(out: Path) -> int:
 def test_the_command_of_the_job_runs_is_preempted_and_goes_on(digits: Path, tmp_path: Path) -> None:
     """Two nodes; one is asked to stop, as its pod's eviction would: both end with 75; the same again ends the run."""
     out, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    options = ("train.samples=5000",)
+    options = ("train.samples=5000", *in_mlflow(tmp_path))
 
     def nodes(folder: Path) -> list[subprocess.Popen[str]]:
         port = free_port()

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from launched import command, run
+from launched import PLAIN, command, run
 from PIL import Image
 
 from attvae.tracking import jsonl
@@ -15,7 +15,7 @@ from attvae.tracking import jsonl
 def looked(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that looked twice."""
     out = tmp_path_factory.mktemp("runs") / "looks"
-    run(command(digits, out, "train.samples=600", "eval.every=300", "train.log_every=300", "tracking.mlflow=false"))
+    run(command(digits, out, "train.samples=600", "eval.every=300", "train.log_every=300"))
     return out
 
 
@@ -64,7 +64,7 @@ def test_every_look_leaves_the_same_pictures_of_the_same_size(looked: Path) -> N
 def test_without_attention_there_is_no_figure_of_it(digits: Path, tmp_path: Path) -> None:
     off = ["model.encoder_attention=null", "model.decoder_attention=null"]
     out = tmp_path / "plain"
-    run(command(digits, out, "train.samples=200", "train.kl_warmup=0", "tracking.mlflow=false", *off))
+    run(command(digits, out, "train.samples=200", "train.kl_warmup=0", PLAIN, *off))
     assert json.loads((out / "summary.json").read_text())["attention_gates"] == {}
     assert not any(name.startswith("attention/") for row in jsonl.read(out / "metrics.jsonl") for name in row)
     assert {path.name.partition("-")[0] for path in (out / "images").iterdir()} == {

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from browser import chromium, click, resize, screenshot, wait_for_script, without_mlflow_assistant
-from launched import command, run
+from launched import PLAIN, command, run
 from mlflow_server import mlflow_server
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -55,7 +55,8 @@ def store(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     with mlflow_server(folder) as server:
         runs = {name: folder / name for name in DEPTHS}
         for name, out in runs.items():
-            overrides = [f"tracking.uri={server.uri}", f"model.num_layers={DEPTHS[name]}", *LENGTH]
+            tracking = ["tracking.mlflow=true", f"tracking.uri={server.uri}"]
+            overrides = [PLAIN, *tracking, f"model.num_layers={DEPTHS[name]}", *LENGTH]
             run(command(digits, out, *overrides), NO_PROXY="127.0.0.1")
         yield Store(f"{server.uri}/#/experiments/1/runs", runs)
 

@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 from clean_environment import CleanEnvironment
-from launched import command, run
+from launched import PLAIN, command, run
 from mlflow import MlflowClient
 from mlflow_server import Server
 from stored_images import stored_images
@@ -32,7 +32,8 @@ def test_the_model_scores_as_the_training_did_where_attvae_is_not_installed(
     out, server = tmp_path / "run", Server(tmp_path)
     server.start()
     try:
-        run(command(digits, out, f"tracking.uri={server.uri}", "tracking.register_as=digits@champion"))
+        tracking = [f"tracking.uri={server.uri}", "tracking.mlflow=true", "tracking.register_as=digits@champion"]
+        run(command(digits, out, PLAIN, *tracking))
         client = MlflowClient(server.uri)
         run_id = json.loads((out / "mlflow.json").read_text())["run_id"]
         assert client.get_run(run_id).info.status == "FINISHED"

@@ -8,7 +8,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from launched import REPOSITORY, TINY, arguments, command, result, run, start, wait_for
+from launched import PLAIN, REPOSITORY, TINY, arguments, command, result, run, start, wait_for
 from spawn import free_port, run_on_ranks
 
 from attvae.engine.rendezvous import FailedOnAnotherRankError, join, leave
@@ -76,7 +76,7 @@ def test_a_configuration_and_data_that_one_host_alone_lacks(digits: Path, tmp_pa
 
 def test_a_finished_run_and_a_rank_that_asks_for_another(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    finished = command(digits, out, "train.samples=500", "tracking.mlflow=false")
+    finished = command(digits, out, PLAIN, "train.samples=500")
     run(finished)
     before = result(out)
     codes, said = ended([finished, [*finished, "train.lr=0.5"]])
@@ -91,7 +91,7 @@ def test_a_finished_run_and_a_rank_that_asks_for_another(digits: Path, tmp_path:
 def test_a_terminal_that_closes_leaves_a_saved_run(digits: Path, tmp_path: Path) -> None:
     """Started as a user does, by the command's own name."""
     out, attvae = tmp_path / "run", Path(sys.executable).with_name("attvae")
-    options = ("train.samples=1000000", "checkpoint.every=1000000", "tracking.mlflow=false")
+    options = (PLAIN, "train.samples=1000000", "checkpoint.every=1000000")
     terminal, of_the_run = os.openpty()
     process = subprocess.Popen(
         [attvae, "train", *arguments(digits, out, *options)],

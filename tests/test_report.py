@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launched import command, run
+from launched import PLAIN, command, run
 from parsed_html import Element, everything, parse
 from PIL import Image
 from typer.testing import CliRunner
@@ -34,7 +34,7 @@ def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, with the page that its end has made."""
     out = tmp_path_factory.mktemp("runs") / "tiny <b>"
     address = f"https://me:{SECRET}@127.0.0.1:9/"
-    said = run(command(digits, out, "tracking.mlflow=false", f"tracking.uri={address}"))
+    said = run(command(digits, out, PLAIN, f"tracking.uri={address}"))
     assert "no report" not in said
     return out
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 from browser import chromium, errors, screenshot
-from launched import command, run
+from launched import PLAIN, command, run
 
 pytestmark = pytest.mark.browser
 
@@ -27,7 +27,7 @@ def page(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the end of a run, of a model with non-local blocks."""
     out = tmp_path_factory.mktemp("report") / "digits"
     non_local = "model.decoder.non_local={key_dim: 4}"
-    run(command(digits, out, "tracking.mlflow=false", "model.num_layers=4", non_local, *LENGTH))
+    run(command(digits, out, PLAIN, "model.num_layers=4", non_local, *LENGTH))
     return out / "report.html"
 
 

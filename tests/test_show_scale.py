@@ -78,7 +78,7 @@ def test_one_node_needs_no_hostfile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("nodes", "gpus"), [(1, 2), (2, 1)])
 def test_the_command_for_torchrun_runs_as_printed(nodes: int, gpus: int, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "a run"
-    asked = ["train", *arguments(digits, out, "engine.device=cpu", "train.samples=400", "tracking.mlflow=false")]
+    asked = ["train", *arguments(digits, out, "engine.device=cpu", "train.samples=400")]
     planned = run([*COMMAND, *asked, "--dry-run", "--nodes", str(nodes), "--gpus-per-node", str(gpus)], ROOT)
     (line,) = re.findall(r"^  python (launch/torchrun.py .*)$", planned.stdout, re.MULTILINE)
     port = str(free_port())

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from launched import REPOSITORY, arguments, processes_of, result, wait_for
+from launched import PLAIN, REPOSITORY, arguments, processes_of, result, wait_for
 from slurm_cluster import SlurmCluster, slurm_cluster
 
 from attvae.tracking.jsonl import read
@@ -187,7 +187,7 @@ def come_back(cluster: SlurmCluster, job: str, out: Path, times: int) -> None:
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
-LENGTH = ("train.samples=10000", "eval.every=5000")
+LENGTH = (PLAIN, "train.samples=10000", "eval.every=5000")
 
 
 @pytest.mark.slurm

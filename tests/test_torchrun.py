@@ -7,12 +7,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import arguments, processes_of, run, start, wait_for
+from launched import PLAIN, arguments, processes_of, run, start, wait_for
 
 from attvae.tracking.jsonl import read
 
 OURS = ("launch/torchrun.py",)
-PLAIN = ("-m", "torch.distributed.run")
+AS_IT_IS = ("-m", "torch.distributed.run")
 
 
 def torchrun(program: tuple[str, ...], digits: Path, out: Path, *overrides: str) -> list[str]:
@@ -72,10 +72,10 @@ def test_a_signal_to_torchrun_or_a_rank_saves(digits: Path, tmp_path: Path) -> N
         (OURS, False, signal.SIGTERM, 75),
         (OURS, False, signal.SIGUSR1, 75),
         (OURS, True, signal.SIGTERM, 75),
-        (PLAIN, False, signal.SIGTERM, 1),
-        (PLAIN, False, signal.SIGUSR1, -signal.SIGUSR1),  # ends at once itself; the ranks notice
+        (AS_IT_IS, False, signal.SIGTERM, 1),
+        (AS_IT_IS, False, signal.SIGUSR1, -signal.SIGUSR1),  # ends at once itself; the ranks notice
     ]:
-        process = start(torchrun(program, digits, out, "train.samples=1000000"))
+        process = start(torchrun(program, digits, out, PLAIN, "train.samples=1000000"))
         assert wait_for(partial(has_logged, out, stopped_at), 90)
         agent = psutil.Process(process.pid)
         (rank_1(agent) if to_rank else agent).send_signal(how)
@@ -93,7 +93,7 @@ def test_bad_input_is_2_and_a_killed_rank_its_signal(digits: Path, tmp_path: Pat
     output = run(torchrun(OURS, digits, out, "train.global_batch=99"), expected=2)
     assert output.count("train.global_batch") == 1, "one message"
     assert "Traceback" not in output
-    process = start(torchrun(OURS, digits, out, "train.samples=1000000"))
+    process = start(torchrun(OURS, digits, out, PLAIN, "train.samples=1000000"))
     assert wait_for(partial(has_logged, out), 90)
     rank_1(psutil.Process(process.pid)).kill()
     output, _ = process.communicate(timeout=60)

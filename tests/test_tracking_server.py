@@ -20,7 +20,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 import pytest
 import yaml
-from launched import REPOSITORY, command, result, run, wait_for
+from launched import PLAIN, REPOSITORY, command, result, run, wait_for
 from postgres import postgres
 from spawn import free_port
 
@@ -223,7 +223,7 @@ def new_user(server: Server, name: str) -> str:
 def test_a_user_trains_and_another_reads_until_let_in(server: Server, digits: Path, tmp_path: Path) -> None:
     ann, bob = new_user(server, "ann"), new_user(server, "bob")
     out = tmp_path / "run"
-    store = [f"tracking.uri={server.url}", "tracking.experiment=ann"]
+    store = [PLAIN, "tracking.mlflow=true", f"tracking.uri={server.url}", "tracking.experiment=ann"]
     output = run(
         command(digits, out, *store), MLFLOW_TRACKING_USERNAME="ann", MLFLOW_TRACKING_PASSWORD=ann, NO_PROXY="127.0.0.1"
     )

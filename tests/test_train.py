@@ -1,12 +1,13 @@
 """A run as a user sees it: the command, the run folder, and what a kill leaves behind."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from launched import command, deepspeed_command, result, run, start, wait_for
+from launched import PLAIN, command, deepspeed_command, in_mlflow, result, run, start, wait_for
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -18,7 +19,15 @@ from data_prep.writer import prepare
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An undisturbed run and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    return out, run(command(digits, out))
+    return out, run(command(digits, out, *in_mlflow(out.parent)))
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """That run, but for its summary: it ends anew."""
+    out = shutil.copytree(finished[0], tmp_path / "copied")
+    (out / "summary.json").unlink()
+    return out
 
 
 def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
@@ -111,33 +120,27 @@ def test_another_configuration_is_refused(finished: tuple[Path, str], digits: Pa
     assert "Traceback" not in output
 
 
-def test_a_damaged_newest_checkpoint_is_reported(finished: tuple[Path, str], digits: Path, tmp_path: Path) -> None:
-    out = tmp_path / "damaged"
-    run(command(digits, out))
-    (out / "summary.json").unlink()
-    file = out / "checkpoints" / "000000002000" / "tensors-0000.safetensors"
+def test_a_damaged_newest_checkpoint_is_reported(finished: tuple[Path, str], copied: Path, digits: Path) -> None:
+    file = copied / "checkpoints" / "000000002000" / "tensors-0000.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    output = run(command(digits, out))
+    output = run(command(digits, copied))
     assert "000000002000 is damaged" in output
     assert "resumed from" in output
-    assert result(out) == result(finished[0])
+    assert result(copied) == result(finished[0])
 
 
 def test_where_no_checkpoint_can_be_read_nothing_starts_anew(
-    finished: tuple[Path, str], digits: Path, tmp_path: Path
+    finished: tuple[Path, str], copied: Path, digits: Path
 ) -> None:
-    out = tmp_path / "damaged"
-    run(command(digits, out))
-    (out / "summary.json").unlink()
-    for file in out.glob("checkpoints/*/tensors-0000.safetensors"):
+    for file in copied.glob("checkpoints/*/tensors-0000.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
-    journal = (out / "metrics.jsonl").read_bytes()
+    journal = (copied / "metrics.jsonl").read_bytes()
     elsewhere = finished[0] / "checkpoints" / "000000001000"
-    for again in (command(digits, out), command(digits, out, f"resume={elsewhere}")):
+    for again in (command(digits, copied), command(digits, copied, f"resume={elsewhere}")):
         output = run(again, expected=2)
         assert "none of the 2 checkpoints" in output
         assert "Traceback" not in output
-        assert (out / "metrics.jsonl").read_bytes() == journal
+        assert (copied / "metrics.jsonl").read_bytes() == journal
 
 
 def test_a_checkpoint_of_other_data_is_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_two_ranks_give_what_one_rank_gives(finished: tuple[Path, str], finished
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_on_every_rank(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "busy"
-    first = start(command(digits, out, "train.samples=1000000"))
+    first = start(command(digits, out, PLAIN, "train.samples=1000000"))
     try:
         assert wait_for(lambda: "pid" in ((out / "lock").read_text() if (out / "lock").exists() else ""), 120)
         output = run(deepspeed_command(digits, out, "train.samples=1000000"), expected=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import deepspeed_command, processes_of, result, start, wait_for
+from launched import PLAIN, deepspeed_command, processes_of, result, start, wait_for
 from s3_server import S3Server
 from test_train_data import EPOCH, LOST, SHARD, damage, flip
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.slow
 
 SAMPLES, WINDOW = 4200, 100
 SHORT = [
+    PLAIN,
     f"data.window={WINDOW}",
     "data.workers=2",
     f"train.samples={SAMPLES}",
     "train.log_every=100",
     "checkpoint.every=1400",
     "eval.every=1000000",
-    "tracking.mlflow=false",
 ]
 SKIP = ["data.on_damage=skip", "data.skip_limit=0.06"]
 

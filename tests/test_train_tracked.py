@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launched import command, run, start, wait_for
+from launched import PLAIN, command, run, start, wait_for
 from mlflow import MlflowClient
 from mlflow_server import Server, mlflow_server
 
@@ -26,6 +26,10 @@ IN_THE_URL, IN_AN_OVERRIDE = "Planted-In-The-Url-4", "Planted-Override-5"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with mlflow_server(tmp_path_factory.mktemp("server")) as server:
         yield server
+
+
+def sent_to(uri: str) -> list[str]:
+    return ["tracking.mlflow=true", f"tracking.uri={uri}"]
 
 
 def only_run(server: Server, name: str):
@@ -59,7 +63,7 @@ def test_killed_and_resumed_it_is_one_run_with_one_curve_and_no_secret_in_it(
 ) -> None:
     out = tmp_path / "killed"
     address = server.uri.replace("://", f"://me:{IN_THE_URL}@")
-    overrides = [f"tracking.uri={address}", f"tracking.artifacts=s3://bucket/?token={IN_AN_OVERRIDE}"]
+    overrides = [*sent_to(address), f"tracking.artifacts=s3://bucket/?token={IN_AN_OVERRIDE}"]
     process = start(command(digits, out, *overrides), **SECRETS)
     assert wait_for((out / "checkpoints" / "000000001000").exists, 120)
     assert wait_for((out / "mlflow.json").exists, 60)
@@ -93,7 +97,7 @@ def test_a_server_that_is_away_costs_a_run_nothing_and_sync_sends_all(
     server: Server, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "away"
-    said = run(command(digits, out, "tracking.uri=http://127.0.0.1:9"))
+    said = run(command(digits, out, PLAIN, *sent_to("http://127.0.0.1:9")))
     assert said.count("MLflow at http://127.0.0.1:9 takes no data") == 1
     assert f"`attvae sync {out}` sends the rest to MLflow" in said
     assert json.loads((out / "status.json").read_text())["status"] == "FINISHED"
@@ -105,7 +109,7 @@ def test_a_server_that_is_away_costs_a_run_nothing_and_sync_sends_all(
 @pytest.mark.slow
 def test_how_a_run_ended_is_told(server: Server, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "ended"
-    process = start(command(digits, out, f"tracking.uri={server.uri}", "train.samples=1000000"))
+    process = start(command(digits, out, PLAIN, *sent_to(server.uri), "train.samples=1000000"))
     assert wait_for((out / "checkpoints" / "000000001000").exists, 120)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -114,8 +118,8 @@ def test_how_a_run_ended_is_told(server: Server, digits: Path, tmp_path: Path) -
     assert "SIGTERM" in found.data.tags["reason"]
 
     diverged = tmp_path / "diverged"
-    fails = command(digits, diverged, f"tracking.uri={server.uri}", "train.lr=1e6", "train.roll_back_after=3")
-    run(fails, expected=1)
+    fails = ["train.lr=1e6", "train.roll_back_after=3"]
+    run(command(digits, diverged, PLAIN, *sent_to(server.uri), *fails), expected=1)
     found = only_run(server, "diverged")
     assert found.info.status == "FAILED"
     assert found.data.tags["reason"].startswith("DivergedError: training diverged")
@@ -124,7 +128,7 @@ def test_how_a_run_ended_is_told(server: Server, digits: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_after_a_roll_back_no_step_appears_twice(server: Server, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "rolled-back"
-    faulty = command(digits, out, "train.roll_back_after=4", f"tracking.uri={server.uri}")
+    faulty = command(digits, out, "train.roll_back_after=4", *sent_to(server.uri))
     faulty[1] = "tests/faulty_train.py"
     assert "rolled back from 1,600 to 1,000 samples" in run(faulty, FAULT="nan -1 13 4")
     assert stored(server, "rolled-back") == journalled(out)

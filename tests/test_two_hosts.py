@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import REPOSITORY, arguments, command, result, run, start_ranks, wait_for
+from launched import PLAIN, REPOSITORY, arguments, command, result, run, start_ranks, wait_for
 from two_hosts import Host, two_hosts
 
 import attvae
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.multinode
 Result = tuple[dict[str, Any], list[dict[str, float]]]
 Launcher = Callable[[Host, Host, list[str], Path], list[subprocess.Popen[str]]]
 
-OPTIONS = ("train.samples=4000", "tracking.mlflow=false")
+OPTIONS = ("train.samples=4000",)
 SLOW_S = 240.0
 """A run from its start to its end takes some 20 s; more on a machine that is busy with something else."""
 
@@ -170,7 +170,7 @@ def test_a_host_is_gone_and_the_same_command_goes_on(
 def test_the_deepspeed_command_ends_and_all_hosts_save(hosts: tuple[Host, Host], digits: Path, tmp_path: Path) -> None:
     """Killed: its ssh connections close, and with them what the ranks would print to."""
     out = tmp_path / "run"
-    options = ("train.samples=1000000", "checkpoint.every=1000000", "tracking.mlflow=false")
+    options = (PLAIN, "train.samples=1000000", "checkpoint.every=1000000")
     [launcher] = pdsh(*hosts, train(digits, out, *options), tmp_path)
     assert wait_for(lambda: read(out / "metrics.jsonl"), SLOW_S)
     hosts[0].hang_up()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launched import wait_for
-from sweeps import lines_until, search_file, trials
+from sweeps import FOR_TRIALS, lines_until, search_file, trials
 from two_hosts import Host, two_hosts
 
 pytestmark = pytest.mark.ray
@@ -57,7 +57,7 @@ def test_ranks_on_both_nodes_then_a_node_dies(
     node(b, "--address", "10.77.0.1:6379")
     options = {"trials": 2, "parallel": 1, "samples": 1000}
 
-    both = search_file(tmp_path / "both", digits, **options, ranks=4, nodes=2)
+    both = search_file(tmp_path / "both", digits, **options, ranks=4, nodes=2, for_trials=FOR_TRIALS)  # DeepSpeed
     process = sweep(a, both)
     output, _ = process.communicate(timeout=SLOW_S)
     assert process.returncode == 0, output
