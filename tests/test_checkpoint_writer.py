@@ -319,9 +319,18 @@ def test_all_ranks_go_on_if_asked_to(two_ranks: tuple[Path, list[dict[str, Any]]
 
 
 def test_saving_and_loading_need_no_copy_of_the_model(tmp_path: Path) -> None:
+    """In a process of its own: another's heap may hold pages that count when they are used again."""
+    [(saving, loading)] = run_on_ranks(peaks_mb, 1, tmp_path)
+    assert saving < 4
+    assert loading < 24, "a tensor at a time"
+
+
+def peaks_mb(folder: Path) -> tuple[float, float]:
+    """Of saving and of loading, above what the process had before."""
     engine = small_engine(ALONE, width=2000)  # 16 MB a kind, 64 MB in all
-    saving = writer(tmp_path)
+    saving = writer(folder)
     saving.save(engine, 100, {})
+    engine.restore(Checkpoint(folder / f"{100:012d}").tensor, 0, engine.guard)  # writes to all pages
 
     def peak_mb(work: Any) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -330,11 +339,10 @@ def test_saving_and_loading_need_no_copy_of_the_model(tmp_path: Path) -> None:
         return memory_mb("VmHWM") - before
 
     def load() -> None:
-        start = Checkpoint(tmp_path / f"{200:012d}")
+        start = Checkpoint(folder / f"{200:012d}")
         engine.restore(start.tensor, 0, engine.guard)
 
-    assert peak_mb(lambda: saving.save(engine, 200, {})) < 4
-    assert peak_mb(load) < 24, "a tensor at a time"
+    return peak_mb(lambda: saving.save(engine, 200, {})), peak_mb(load)
 
 
 def memory_mb(field: str) -> float:

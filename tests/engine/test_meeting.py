@@ -82,7 +82,7 @@ def test_ranks_of_another_run() -> None:
 
 def test_a_first_rank_that_ends_just_after_they_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(HashStore):
-        def wait(self, *_: object) -> None:
+        def add(self, *_: object) -> int:
             raise dist.DistNetworkError("Connection reset by peer")
 
     monkeypatch.setenv("WORLD_SIZE", "2")
