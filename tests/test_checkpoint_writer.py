@@ -1,5 +1,6 @@
 """Writing checkpoints: in the background, kept or removed, and what happens when the disk is full."""
 
+import ctypes
 import json
 import os
 import resource
@@ -327,6 +328,8 @@ def test_saving_and_loading_need_no_copy_of_the_model(tmp_path: Path) -> None:
 
 def peaks_mb(folder: Path) -> tuple[float, float]:
     """Of saving and of loading, above what the process had before."""
+    M_MMAP_THRESHOLD = -3
+    assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)  # what is freed goes back at once, not into a heap
     engine = small_engine(ALONE, width=2000)  # 16 MB a kind, 64 MB in all
     saving = writer(folder)
     saving.save(engine, 100, {})
