@@ -26,6 +26,7 @@ print(s.getsockname()[0])' "$head" 2>/dev/null); then
     # Worker ports from 0 on are any free ones: another Ray may share the node. Next to nothing goes through the store.
     (
         trap '' USR1
+        export RAY_worker_niceness=0 # 15 by default: a trial is a training like any other
         exec ray start --block --disable-usage-stats --node-ip-address "$address" --temp-dir "$folder" \
             --num-cpus "${SLURM_CPUS_ON_NODE:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" \
             --min-worker-port 0 --max-worker-port 0 --object-store-memory 200000000 "$@"
