@@ -18,7 +18,7 @@ import pytest
 import yaml
 from launched import processes_of, wait_for
 from mlflow import MlflowClient
-from sweeps import lines_until, run, search_file, start, started, starts, trials
+from sweeps import FOR_TRIALS, lines_until, run, search_file, start, started, starts, trials
 
 from attvae.tracking.jsonl import read
 
@@ -210,6 +210,7 @@ def test_pbt_hands_over_weights_and_optimizer_states(digits: Path, tmp_path: Pat
         samples=6000,
         seed=3,
         scheduler={"kind": "pbt", "every": 1500, "quantile": 0.5, "resample": 0.0},
+        for_trials=FOR_TRIALS,  # DeepSpeed: slow enough for the one to be there still when the other starts
     )
     run(search)
     rows = trials(search)
