@@ -18,7 +18,7 @@ import pytest
 import yaml
 from launched import processes_of, wait_for
 from mlflow import MlflowClient
-from sweeps import FOR_TRIALS, lines_until, run, search_file, start, started, starts, trials
+from sweeps import lines_until, run, search_file, start, started, starts, trials
 
 from attvae.tracking.jsonl import read
 
@@ -207,10 +207,9 @@ def test_pbt_hands_over_weights_and_optimizer_states(digits: Path, tmp_path: Pat
         digits,
         space={"train.lr": {"choice": [1e-7, 1e-2]}},
         trials=2,
-        samples=6000,
+        samples=20_000,  # so that the one is there still when the other, which starts later, has its turn
         seed=3,
         scheduler={"kind": "pbt", "every": 1500, "quantile": 0.5, "resample": 0.0},
-        for_trials=FOR_TRIALS,  # DeepSpeed: slow enough for the one to be there still when the other starts
     )
     run(search)
     rows = trials(search)
