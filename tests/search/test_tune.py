@@ -214,8 +214,8 @@ def test_pbt_hands_over_weights_and_optimizer_states(digits: Path, tmp_path: Pat
     run(search)
     rows = trials(search)
     assert {row["status"] for row in rows.values()} == {"finished"}
-    (poor,) = [trial for trial in rows if (tmp_path / f"sweep/out/trials/{trial}/gen-001").is_dir()]
-    (good,) = rows.keys() - {poor}
+    began = {trial: yaml.safe_load((tmp_path / f"sweep/out/trials/{trial}/config.yaml").read_text()) for trial in rows}
+    poor, good = sorted(began, key=lambda trial: began[trial]["train"]["lr"])
     alone, after, source = (
         {row["samples_seen"]: row["val/nelbo_nats"] for row in read(journal) if "val/nelbo_nats" in row}
         for journal in (
