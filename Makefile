@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-slow test-browser test-ray test-multinode test-slurm check check-all setup
+.PHONY: demo test test-slow test-browser test-ray test-multinode test-slurm test-triton check check-all setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -43,6 +43,11 @@ test-slurm: $(READY)
 	tests/install_slurm.sh
 	$(BIN)/pytest -m slurm --timeout 600
 
+# The Triton kernels on the CPU, in Triton's interpreter. PyTorch for CPUs comes without Triton (1 GB).
+test-triton: $(READY)
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install --quiet triton==3.9.0
+	TRITON_INTERPRET=1 $(BIN)/pytest -m triton
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,7 +61,7 @@ demo: $(READY)
 		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml
 
 # Everything, also what takes too long for CI.
-check-all: check test test-slow test-browser test-ray test-multinode test-slurm demo
+check-all: check test test-slow test-browser test-ray test-multinode test-slurm test-triton demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml
 	$(BIN)/python benchmarks/soak.py

@@ -18,6 +18,8 @@ from attvae.model.vae import DeepVAE
 from attvae.optim.choose import choose
 from attvae.optim.config import OptimConfig
 
+DTYPES = {"fp32": torch.float32, "autocast": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def build_engine(
     cfg: RunConfig, model: DeepVAE, world: World, batch: BatchPlan, resumed: Checkpoint | None = None
@@ -28,12 +30,18 @@ def build_engine(
         resumed: the checkpoint whose optimizer states, updates and guard go on.
 
     Raises:
-        ValueError: the optimizer does not run on the device.
+        ValueError: the optimizer, or the implementation of depth-wise attention, does not run on the device.
     """
     updated_on = torch.device("cpu") if cfg.engine.offload_optimizer else world.device
     optimizer, why = choose(parameter_groups(model, cfg.optim), cfg.optim, updated_on)
+    if len(set(world.gather(type(optimizer).__name__))) > 1:  # they round differently, and copies would drift apart
+        by_torch = cfg.optim.model_copy(update={"fused": "none"})
+        optimizer, _ = choose(parameter_groups(model, cfg.optim), by_torch, updated_on)
+        why = "Adamax: ours, in torch's operations, slower than compiled: some hosts have no C compiler"
+    attention = model.depth_attention_by(DTYPES[cfg.engine.precision])
     if world.rank == 0:
-        print(f"attvae: {why}", file=sys.stderr)
+        for line in filter(None, (why, attention)):
+            print(f"attvae: {line}", file=sys.stderr)
     clip_norm = cfg.train.clip_norm
     guard = GradientGuard.continued(cfg.train.spike_limit, resumed.state.get("guard", {}) if resumed else {})
     restored = resumed.tensor if resumed else None

@@ -364,6 +364,97 @@ def bench_scaling(
     print(json.dumps({"config": str(config_file), **found}, indent=1))
 
 
+@bench.command("optimizer")
+def bench_optimizer(
+    config_file: Annotated[Path, typer.Option("--config", help="The model whose tensors are updated.")] = Path(
+        "configs/paper/cifar10_attvae16.yaml"
+    ),
+    repeats: Annotated[int, typer.Option(help="Updates by each optimizer.")] = 15,
+    as_json: Annotated[bool, typer.Option("--json", help="A document in place of the table.")] = False,
+) -> None:
+    """An update with clipping and average on the CPU: torch's Adamax and ours."""
+    import json
+
+    from attvae.bench.optimizer import measure_optimizers, table
+    from attvae.config import load
+
+    with _bad_input(found_by_all=True):
+        found = {"config": str(config_file), **measure_optimizers(load(config_file, []), repeats)}
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        Console(width=140).print(table(found))
+
+
+@bench.command("attention")
+def bench_attention(
+    layers: Annotated[list[int] | None, typer.Option(help="Heights of the stacks; by default 16, 32 and 64.")] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements of each kind.")] = 7,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Slices of channels-last maps, as the model has them.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A document in place of the table.")] = False,
+) -> None:
+    """Depth-wise attention of a whole stack of layers on the CPU: as published, and ours."""
+    import json
+
+    from attvae.bench.attention import measure_attention, table
+
+    with _bad_input(found_by_all=True):
+        found = measure_attention(layers or [16, 32, 64], repeats, channels_last=channels_last)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        Console(width=160).print(table(found))
+
+
+@bench.command("step")
+def bench_step(
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Steps of each contender.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="A document in place of the table.")] = False,
+) -> None:
+    """Forward and backward pass of a 5-million-parameter model on one thread, its parts on and off, NVAE's cells."""
+    import json
+
+    from attvae.bench.step import measure_step, table
+
+    with _bad_input(found_by_all=True):
+        found = measure_step(batch, repeats)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        Console(width=160).print(table(found))
+
+
+@bench.command("sampling")
+def bench_sampling(
+    layers: Annotated[list[int] | None, typer.Option(help="Latent layers; by default 8, 16 and 32.")] = None,
+    images: Annotated[int, typer.Option(help="Images of a forward pass.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Measurements of each kind.")] = 9,
+    as_json: Annotated[bool, typer.Option("--json", help="A document in place of the table.")] = False,
+) -> None:
+    """Sampling on the CPU: with contexts kept, and without."""
+    import json
+
+    from attvae.bench.sampling import measure_sampling, table
+
+    with _bad_input(found_by_all=True):
+        found = measure_sampling(layers or [8, 16, 32], images, repeats)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        Console(width=160).print(table(found))
+
+
 @app.command()
 def sync(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
@@ -411,6 +502,37 @@ def find_batch(
     search.show_result(trials, cfg, ranks)
     if not any(trial.fits for trial in trials):
         raise typer.Exit(1)
+
+
+@app.command("profile")
+def profile_run(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as engine.precision=bf16.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default runs/profile/ and CONFIG's stem.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images of a step; by default a micro-batch.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, and as many that are traced.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="A document in place of the tables.")] = False,
+) -> None:
+    """Where the time of a training step goes, on random images: operations, parts, a trace. docs/throughput.md"""
+    import json
+
+    from attvae.config import load
+    from attvae.profile import profile, show_profile
+    from attvae.train import plan
+
+    with _bad_input(found_by_all=True):
+        cfg = load(config_file, overrides or [])
+        planned = plan(cfg, 1, data_needed=False)
+        spec = planned.manifest.spec if planned.manifest else cfg.data.spec
+        assert spec is not None
+        folder = out or Path("runs", "profile", config_file.stem)
+        found = profile(cfg, spec, batch or planned.batch.micro_batch, steps, folder)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        show_profile(found)
 
 
 @app.command()

@@ -29,10 +29,12 @@ class Rehearsal:
         """
         torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE))
         self._cfg, self._world, self._batch = cfg, world, batch
-        model = DeepVAE(cfg.model, spec, recompute=cfg.engine.recompute).to(world.device)
-        self._latent_shapes = model.latent_shapes
-        self._averaged = DeepVAE(cfg.model, spec).to(world.device)  # a run looks at its EMA weights in this one
-        self._engine = build_engine(cfg, model, world, batch)
+        by = cfg.engine.depth_attention
+        self.model = DeepVAE(cfg.model, spec, recompute=cfg.engine.recompute, depth_attention=by).to(world.device)
+        self._latent_shapes = self.model.latent_shapes
+        # A run looks at its EMA weights in this one.
+        self._averaged = DeepVAE(cfg.model, spec, depth_attention=by).to(world.device)
+        self._engine = build_engine(cfg, self.model, world, batch)
         self._batches = to_device(self._random_images(spec), world.device, self._noise, ahead=batch.accumulation)
 
     def train_step(self) -> None:

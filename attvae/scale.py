@@ -274,5 +274,5 @@ def _parameter_bytes(engine: EngineConfig) -> int:
 
 
 def _zero(engine: EngineConfig) -> dict[str, int]:
-    config: dict[str, int] = deepspeed_config(engine, BatchPlan(1, 1), 1, clip_norm=None)["zero_optimization"]
+    config: dict[str, int] = deepspeed_config(engine, BatchPlan(1, 1), 1)["zero_optimization"]
     return config

@@ -46,7 +46,7 @@ def show_deepspeed_config(cfg: RunConfig, ranks: int) -> None:
         return
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
     print(f"# What DeepSpeed gets on {ranks} rank{'s' if ranks > 1 else ''}:")
-    text = json.dumps(deepspeed_config(cfg.engine, batch, ranks, clip_norm=cfg.train.clip_norm), indent=1)
+    text = json.dumps(deepspeed_config(cfg.engine, batch, ranks), indent=1)
     print("\n".join(f"# {line}" for line in text.splitlines()))
 
 

@@ -24,6 +24,7 @@ from attvae.engine.launcher import follow_launcher
 from attvae.engine.rendezvous import World, connect, is_known_to_all, kind_of_device, leave, meet
 from attvae.engine.stop import LAUNCHER_GONE, StopRequest, StopRequestedError
 from attvae.engine.watchdog import Watchdog
+from attvae.engine.zero import import_deepspeed
 from attvae.evaluate import final_figures
 from attvae.export import ExportConfig, TrainedOn
 from attvae.loop import Loop, newest_checkpoint
@@ -64,13 +65,15 @@ def plan(cfg: RunConfig, ranks: int, *, data_needed: bool = True, device: Litera
 
     Raises:
         ValueError: the data are missing or others than stated, the model does not fit them, the ranks do not divide
-            the batch, or the precision is not for this device.
+            the batch, or the precision or a kernel is not for this device.
     """
     batch = divide(cfg.train.global_batch, ranks, cfg.engine.micro_batch)
     if (device or kind_of_device(cfg.engine.device)) == "cpu":
         why = "there is none" if cfg.engine.device == "auto" else "engine.device=cpu"
         if cfg.engine.precision == "fp16":
             raise ValueError(f"engine.precision=fp16 needs a GPU and {why}: use autocast, bf16 or fp32")
+        if cfg.engine.depth_attention == "triton":
+            raise ValueError(f"engine.depth_attention=triton needs a GPU and {why}: use auto or torch")
         if cfg.engine.compile:
             raise ValueError(
                 f"engine.compile needs a GPU and {why}: on a CPU, torch.compile gives wrong gradients of this "
@@ -152,12 +155,15 @@ def _train(given: RunConfig | ValueError, folder: RunFolder, world: World, watch
     check_shared(world, folder.path)
     world.stop.work_begins()
     torch.manual_seed(seeding.torch_seed(cfg.seed, Purpose.MODULE))
-    model = DeepVAE(cfg.model, manifest.spec, recompute=cfg.engine.recompute).to(world.device)
-    averaged = DeepVAE(cfg.model, manifest.spec).to(world.device)
+    by = cfg.engine.depth_attention
+    model = DeepVAE(cfg.model, manifest.spec, recompute=cfg.engine.recompute, depth_attention=by).to(world.device)
+    averaged = DeepVAE(cfg.model, manifest.spec, depth_attention=by).to(world.device)
     start = world.all_or_none(lambda: Checkpoint(start_folder, verified=True)) if start_folder else None
     resumed = None if start_folder == cfg.init_from else start
     if start is not None:  # a resumed run gets its parameters with all the rest, from the engine
         world.all_or_none(lambda: start.check_fits(model) if resumed else start.load_into(model, weights="ema"))
+    if cfg.engine.name == "zero":
+        import_deepspeed(world.device)  # before the shipper's thread imports mlflow
     shipper = _describe(planned, folder, world, resumed)
     if world.rank == 0:
         watchdog.record_verdict = partial(folder.record_status, "FAILED")
@@ -273,7 +279,7 @@ def _describe(planned: Plan, folder: RunFolder, world: World, resumed: Checkpoin
     }
     folder.describe(cfg.to_yaml(), about)
     if cfg.engine.name == "zero":
-        write_json(folder.deepspeed, deepspeed_config(cfg.engine, batch, world.size, clip_norm=cfg.train.clip_norm))
+        write_json(folder.deepspeed, deepspeed_config(cfg.engine, batch, world.size))
     if resumed and resumed.folder.parent == folder.checkpoints and (run_id := resumed.state.get("mlflow")):
         folder.go_on_in_mlflow(run_id)
     folder.record_status("RUNNING")

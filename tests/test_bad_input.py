@@ -36,6 +36,7 @@ def assert_nothing_begun(out: Path) -> None:
     ("overrides", "words"),
     [
         ("engine.precision=fp16 engine.stage=2", ["engine.precision=fp16 needs a GPU"]),
+        ("engine.depth_attention=triton", ["engine.depth_attention=triton needs a GPU", "auto or torch"]),
         ("engine.compile=true", ["engine.compile needs a GPU"]),
         ("engine.device=tpu", ["engine.device='tpu'", "'auto', 'cuda' or 'cpu'"]),
         ("engine.micro_batch=3", ["train.global_batch=100", "engine.micro_batch=3", "that divides 100"]),

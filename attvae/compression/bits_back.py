@@ -25,6 +25,7 @@ from attvae.compression.stack import Stack
 from attvae.distributions import bernoulli, logistic_mixture
 from attvae.distributions.gaussian import Gaussian
 from attvae.model.config import BernoulliConfig, LogisticMixtureConfig, LogScaleConfig
+from attvae.model.depth_attention import Slot
 from attvae.model.vae import DeepVAE
 from attvae.model.variational_layer import Given, Infer, Inference, RawGaussian
 from attvae.spec import Config
@@ -94,7 +95,7 @@ class ImageCoder:
     def encode(self, x: Shaped[Tensor, "b c h w"], stack: Stack) -> Coded:
         """Puts the images on the stack, as one."""
         model, priors, bins = self._model, [], []
-        contexts: list[Tensor] = []
+        contexts: list[Slot] = []
         log_ratio = x.new_zeros(len(x), dtype=torch.float64)
         features = model.features(x)
         z: Tensor | None = None
@@ -109,7 +110,7 @@ class ImageCoder:
             priors.append(p)
             bins.append(k)
         assert z is not None
-        head = model.likelihood_head(contexts[-1], z)
+        head = model.likelihood_head(contexts[-1].whole, z)
         self._push_pixels(stack, x, self._on_grid(head))
         for k, p in zip(reversed(bins), reversed(priors), strict=True):
             self._push_under_prior(stack, k, p)
@@ -119,7 +120,7 @@ class ImageCoder:
     def decode(self, batch: int, stack: Stack) -> Shaped[Tensor, "b c h w"]:
         """Takes off the stack what `encode` has put there last, and gives the bits of the latents back."""
         model, priors, bins, top_downs = self._model, [], [], []
-        contexts: list[Tensor] = []
+        contexts: list[Slot] = []
         z: Tensor | None = None
         for i, shape in enumerate(model.latent_shapes):
             # The layer passes on what it is given: here a stand-in of the right size, since z depends on its prior.
@@ -131,7 +132,7 @@ class ImageCoder:
             bins.append(k)
             top_downs.append(layer.top_down)
         assert z is not None
-        x = self._pop_pixels(stack, self._on_grid(model.likelihood_head(contexts[-1], z)))
+        x = self._pop_pixels(stack, self._on_grid(model.likelihood_head(contexts[-1].whole, z)))
         features = model.features(x)
         posteriors = []
         for i, top_down in enumerate(top_downs):

@@ -5,12 +5,14 @@ coefficients, the one of channels d < c at c (c - 1) / 2 + d.
 """
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Edges = Literal["published", "normalised"]
 
@@ -50,6 +52,7 @@ def split(parameters: Float[Tensor, "b p h w"], channels: int, num_mixtures: int
     transposition, as the authors' code does (a permutation of the head's outputs).
     """
     k = channels * (channels - 1) // 2
+    parameters = parameters.contiguous()  # channels-last, each part would be a few numbers of every pixel
     logits, blocks = parameters.split([num_mixtures, parameters.shape[1] - num_mixtures], dim=1)
     blocks = blocks.unflatten(1, (num_mixtures, k + 2 * channels))
     others = blocks[:, :, k:].flatten(1, 2).unflatten(1, (channels, 2 * num_mixtures))
@@ -63,12 +66,57 @@ def log_prob(x: Float[Tensor, "b c h w"], mixture: LogisticMixture, max_value: i
     `normalised` gives the two outermost values the tails, so that the probabilities of the max_value + 1 values sum
     to one. `published` is the authors' for max_value 255: it also gives value 254 the upper tail.
     """
-    centred = x.unsqueeze(2) - mixture.locations(x)
-    bins = (_published_bins if edges == "published" else _normalised_bins)(
-        x.unsqueeze(2), centred, _log_scales(mixture, edges), max_value
-    )
-    log_p = (bins.sum(dim=1) + mixture.logits.log_softmax(dim=1)).logsumexp(dim=1)
-    return log_p.sum(dim=(1, 2))
+    scaled = mixture._replace(log_scales=_log_scales(mixture, edges))
+    return _LogProb.apply(x, max_value, edges, *scaled)  # type: ignore[no-untyped-call]
+
+
+class _LogProb(torch.autograd.Function):
+    """`log_prob`, which goes over the channels one by one and computes its gradient beside it.
+
+    With l_m the logarithm of weight m, b_cm that of the bin of channel c under mixture m, and r the softmax of l_m +
+    sum_c b_cm over m, the responsibilities: dL/db_cm = r_m, dL/dlogits = r - softmax(logits). What is kept for the
+    backward pass is this gradient, which has the size of the parameters.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        max_value: int,
+        edges: Edges,
+        logits: Tensor,
+        means: Tensor,
+        log_scales: Tensor,
+        coefficients: Tensor,
+    ) -> Tensor:
+        assert not ctx.needs_input_grad[0], "images need no gradient"
+        bins_of = _published_bins if edges == "published" else _normalised_bins
+        mixture = LogisticMixture(logits, means, log_scales, coefficients)
+        xs, slopes = x.unbind(1), []
+        joint = logits.log_softmax(dim=1)
+        for c, x_c in enumerate(xs):
+            centred = x_c.unsqueeze(1) - mixture._location(c, [*xs[:c]])
+            bins = bins_of(x_c.unsqueeze(1), centred, log_scales[:, c], max_value)
+            joint = joint + bins.log_p
+            if any(ctx.needs_input_grad):
+                slopes.append(bins.slopes())
+        if slopes:
+            r = joint.softmax(dim=1)
+            by_mean, by_log_scale = torch.empty_like(means), torch.empty_like(means)
+            for c, (by_centred, by_scale) in enumerate(slopes):
+                torch.mul(r, by_centred.neg_(), out=by_mean[:, c])
+                torch.mul(r, by_scale, out=by_log_scale[:, c])
+            by_coefficient = torch.empty_like(coefficients)
+            for c in range(len(xs)):
+                for d, x_d in enumerate(xs[:c]):
+                    torch.mul(by_mean[:, c], x_d.unsqueeze(1), out=by_coefficient[:, c * (c - 1) // 2 + d])
+            ctx.save_for_backward(r - logits.softmax(dim=1), by_mean, by_log_scale, by_coefficient)
+        return joint.logsumexp(dim=1).sum(dim=(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(gradient_B.view(-1, *[1] * (by.dim() - 1)) * by for by in ctx.saved_tensors)
 
 
 def channel_log_probs(
@@ -83,11 +131,11 @@ def channel_log_probs(
     xs = [*earlier.unbind(1)]
     for c, x in enumerate(xs):
         x = x.unsqueeze(1)
-        log_weights = log_weights + bins_of(x, x - mixture._location(c, xs[:c]), log_scales[:, c], max_value)
+        log_weights = log_weights + bins_of(x, x - mixture._location(c, xs[:c]), log_scales[:, c], max_value).log_p
     values = torch.linspace(-1, 1, max_value + 1, dtype=log_weights.dtype, device=log_weights.device)
     x = values.view(1, -1, 1, 1, 1)
     centred = x - mixture._location(len(xs), xs).unsqueeze(1)
-    log_p = bins_of(x, centred, log_scales[:, len(xs)].unsqueeze(1), max_value)
+    log_p = bins_of(x, centred, log_scales[:, len(xs)].unsqueeze(1), max_value).log_p
     return (log_p + log_weights.log_softmax(dim=1).unsqueeze(1)).logsumexp(dim=2)
 
 
@@ -138,24 +186,52 @@ def _log_scales(mixture: LogisticMixture, edges: Edges) -> Float[Tensor, "b c m 
     return mixture.log_scales if edges == "published" else mixture.log_scales.clamp_max(MAX_LOG_SCALE)
 
 
-def _normalised_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:
+class _Bins(NamedTuple):
+    """Log probabilities of pixel values, and their derivatives with respect to `centred` and `log_scales`."""
+
+    log_p: Tensor
+    slopes: Callable[[], tuple[Tensor, Tensor]]
+
+
+def _normalised_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> _Bins:
     half = 1 / max_value
     precision = (-log_scales).exp()
+    upper_end, lower_end, width = precision * (centred + half), precision * (half - centred), 2 * half * precision
     lowest, highest = x < -1 + half, x > 1 - half
     # With a > b the ends of a bin: cdf(a) - cdf(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which does not cancel.
-    below_upper_end = F.logsigmoid(precision * (centred + half)).masked_fill(highest, 0)
-    above_lower_end = F.logsigmoid(precision * (half - centred)).masked_fill(lowest, 0)
-    width = (-torch.expm1(-2 * half * precision)).log().masked_fill(lowest | highest, 0)
-    return below_upper_end + above_lower_end + width
+    below_upper_end = F.logsigmoid(upper_end).masked_fill(highest, 0)
+    above_lower_end = F.logsigmoid(lower_end).masked_fill(lowest, 0)
+    log_width = (-torch.expm1(-width)).log().masked_fill(lowest | highest, 0)
+
+    def slopes() -> tuple[Tensor, Tensor]:
+        by_upper = torch.sigmoid(-upper_end).masked_fill_(highest, 0)
+        by_lower = torch.sigmoid(-lower_end).masked_fill_(lowest, 0)
+        by_log_scale = (width / torch.expm1(width)).masked_fill_(lowest | highest, 0)
+        by_log_scale = by_log_scale.addcmul_(upper_end, by_upper).addcmul_(lower_end, by_lower).neg_()
+        return by_upper.sub_(by_lower).mul_(precision), by_log_scale
+
+    return _Bins(below_upper_end + above_lower_end + log_width, slopes)
 
 
-def _published_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> Tensor:
+def _published_bins(x: Tensor, centred: Tensor, log_scales: Tensor, max_value: int) -> _Bins:
     half = 1 / max_value
     precision = (-log_scales).exp()
-    below_upper_end = F.logsigmoid(precision * (centred + half))
-    above_lower_end = F.logsigmoid(precision * (half - centred))
-    log_mass = below_upper_end + above_lower_end + (-torch.expm1(-2 * half * precision)).log()
+    upper_end, lower_end, width = precision * (centred + half), precision * (half - centred), 2 * half * precision
+    below_upper_end, above_lower_end = F.logsigmoid(upper_end), F.logsigmoid(lower_end)
+    log_mass = below_upper_end + above_lower_end + (-torch.expm1(-width)).log()
     middle = precision * centred
     log_density = middle - log_scales - 2 * F.softplus(middle) - math.log(max_value / 2)
-    inner = torch.where(log_mass > math.log(1e-5), log_mass, log_density)
-    return torch.where(x < -0.999, below_upper_end, torch.where(x > 0.99, above_lower_end, inner))
+    darkest, brightest, wide = x < -0.999, x > 0.99, log_mass > math.log(1e-5)
+    inner = torch.where(wide, log_mass, log_density)
+
+    def slopes() -> tuple[Tensor, Tensor]:
+        outer = darkest | brightest
+        density = ~(outer | wide)
+        by_upper = torch.sigmoid(-upper_end).masked_fill_(brightest | density, 0)
+        by_lower = torch.sigmoid(-lower_end).masked_fill_(darkest | density, 0)
+        by_middle = (middle / 2).tanh_().neg_().masked_fill_(~density, 0)
+        by_log_scale = (width / torch.expm1(width)).masked_fill_(outer, 0).masked_fill_(density, 1)
+        by_log_scale.addcmul_(upper_end, by_upper).addcmul_(lower_end, by_lower).addcmul_(middle, by_middle).neg_()
+        return by_upper.sub_(by_lower).add_(by_middle).mul_(precision), by_log_scale
+
+    return _Bins(torch.where(darkest, below_upper_end, torch.where(brightest, above_lower_end, inner)), slopes)

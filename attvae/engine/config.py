@@ -35,6 +35,11 @@ class EngineConfig(Config):
     recompute: tuple[ModelPart, ...] = Field(
         (), description="parts of the model whose activations are computed again in the backward pass, not kept"
     )
+    depth_attention: Literal["auto", "torch", "triton", "compiled"] = Field(
+        "auto",
+        description="auto: on a GPU the Triton kernel, on the CPU one that the host's C compiler builds, and torch's "
+        "operations where that cannot run; triton, compiled: a run where that cannot run does not start",
+    )
     hang_s: float = Field(
         1800.0, gt=0, description="seconds without progress after which all ranks end and the one that hangs is named"
     )

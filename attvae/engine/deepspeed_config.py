@@ -12,14 +12,13 @@ ELEMENTS_AT_ONCE = 50_000_000
 """Bucket of a reduction or a gather, in elements. Gradients are copied into one that is allocated in full: 0.2 GB."""
 
 
-def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int, *, clip_norm: float | None) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, batch: BatchPlan, ranks: int) -> dict[str, Any]:
     """What `deepspeed.initialize` gets, for JSON as it is."""
     return {
         "train_batch_size": batch.micro_batch * batch.accumulation * ranks,
         "train_micro_batch_size_per_gpu": batch.micro_batch,
         "gradient_accumulation_steps": batch.accumulation,
-        # In stage 0 the engine clips: it needs the norm before the step, where DeepSpeed does not tell it.
-        "gradient_clipping": (clip_norm or 0.0) if config.stage else 0.0,
+        "gradient_clipping": 0.0,  # our optimizer clips, as a part of its update
         "prescale_gradients": False,
         "zero_optimization": _zero(config),
         # The optimizer is ours: element-wise, so any partition of the parameters gives the same update.

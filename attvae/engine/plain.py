@@ -1,6 +1,5 @@
 """The plain engine: torch alone, DistributedDataParallel on several ranks. The numerical reference for the others."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
@@ -70,10 +69,10 @@ class PlainEngine:
                 self.world.phases.enter("backward")
                 (loss / len(micro_losses)).backward()
         self.world.phases.enter("step")
-        grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
-        norm = self.world.agreed(float(grad_norm))
+        norm = gradient_norm(self._module, self.world)
         applied = self.guard.admits(norm)
         if applied:
+            self._optimizer.clip(norm, self._clip_norm)
             self._optimizer.step()
             self._statistics.average(self.world)
         else:
@@ -90,6 +89,12 @@ class PlainEngine:
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         return self._module.named_buffers()
+
+
+def gradient_norm(module: nn.Module, world: World) -> float:
+    """2-norm of all gradients together. Collective: it is the same to the last bit on all ranks."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return world.agreed(float(nn.utils.get_total_norm(gradients)))
 
 
 @torch.no_grad()

@@ -116,3 +116,16 @@ def measured_tflops(device: torch.device, precision: Precision) -> float:
         float(product[0, 0])  # waits for the GPU
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * size**3 / fastest / 1e12
+
+
+def measured_copy_gb_per_s(device: torch.device) -> float:
+    """10^9 bytes a second, read and written, of the fastest of several copies within memory, with the run's threads."""
+    source = torch.zeros(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)  # beyond caches
+    target = torch.zeros_like(source)
+    fastest, end = float("inf"), time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        target.copy_(source)
+        int(target[0])  # waits for the GPU
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * source.nbytes / fastest / 1e9

@@ -1,10 +1,10 @@
 """The ZeRO engine: DeepSpeed behind the engine protocol. The only importer of deepspeed."""
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from attvae.engine.config import EngineConfig
 from attvae.engine.deepspeed_config import deepspeed_config
 from attvae.engine.guard import GradientGuard
 from attvae.engine.moving_statistics import MovingStatistics
-from attvae.engine.plain import restore_buffers, restore_parameters
+from attvae.engine.plain import gradient_norm, restore_buffers, restore_parameters
 from attvae.engine.protocol import MicroLoss, RestoredState, StepResult
+from attvae.engine.refused_imports import refused_imports
 from attvae.engine.rendezvous import World
 from attvae.optim.ema import EmaOptimizer
 
@@ -38,7 +39,7 @@ class ZeroEngine:
         restored: RestoredState | None = None,
         updates: int = 0,
     ) -> None:
-        deepspeed = _import_deepspeed(world.device)
+        deepspeed = import_deepspeed(world.device)
         self.world = world
         self.guard = guard or GradientGuard(limit=None)
         self._module = module
@@ -53,7 +54,7 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=deepspeed_config(config, batch, world.size, clip_norm=clip_norm),
+            config=deepspeed_config(config, batch, world.size),
             dist_init_required=False,
         )
         self._create_state()
@@ -139,6 +140,7 @@ class ZeroEngine:
         norm = float(scaled_norm) / float(self._engine.optimizer.loss_scale)
         norm = self.world.agreed(norm if norm >= 0 else torch.nan)  # DeepSpeed writes -1 for what is not finite
         self._decision = StepResult(norm, self.guard.admits(norm))
+        self._optimizer.clip(norm, self._clip_norm)
         return self._decision.applied
 
     @property
@@ -178,11 +180,10 @@ class ZeroEngine:
         return result
 
     def _decide_unpartitioned(self) -> None:
-        """Stage 0 in fp32 keeps no norm of its own, so it is clipped here; without gradients its optimizer rests."""
-        norm = self.world.agreed(
-            float(nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf))
-        )
+        """Stage 0 in fp32 keeps no norm of its own; without gradients its optimizer rests."""
+        norm = gradient_norm(self._module, self.world)
         self._decision = StepResult(norm, self.guard.admits(norm))
+        self._optimizer.clip(norm, self._clip_norm)
         if not self._decision.applied:
             self._optimizer.zero_grad(set_to_none=True)
 
@@ -210,11 +211,14 @@ class ZeroEngine:
         return self._module.named_buffers()
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, without what its import could wait for: to be called before another thread imports mlflow."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it even without a launcher
-    import deepspeed
+    with refused_imports("mlflow"):  # which its autotuner takes where it is there: two seconds on each rank
+        import deepspeed
+    _import_muon()
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed 0.19 still calls collectives under the names that torch 2.13 deprecates.
@@ -224,3 +228,16 @@ def _import_deepspeed(device: torch.device) -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     return deepspeed
+
+
+def _import_muon() -> None:
+    """DeepSpeed's engines import its optimizer Muon, whose functions, which no run of ours calls, are to be compiled:
+    torch's compiler takes over a second to be there. So they stay as they are.
+    """
+    from deepspeed.runtime import compiler
+
+    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compiled

@@ -19,7 +19,7 @@ class Kept(NamedTuple):
 
     per_image: float
     per_pass: int
-    """Kernels as the convolutions take them, normalised and perhaps rounded: they do not grow with the batch."""
+    """The first context, and kernels as the convolutions take them, normalised and perhaps rounded: for any batch."""
 
 
 def kept_bytes(config: ModelConfig, spec: DataSpec, recompute: Sequence[str] = (), *, autocast: bool = False) -> Kept:
@@ -44,7 +44,7 @@ def kept_bytes(config: ModelConfig, spec: DataSpec, recompute: Sequence[str] = (
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in storages:  # the graph keeps it: no other can take its place
             storages.add(storage.data_ptr())
-            if tensor.shape in shapes:
+            if tensor.shape in shapes or tensor.stride()[:1] == (0,):  # the first context is one for all images
                 per_pass += storage.nbytes()
             else:
                 per_batch += storage.nbytes()

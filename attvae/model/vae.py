@@ -16,9 +16,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attvae.distributions import bernoulli, gaussian, logistic_mixture
+from attvae.kernels.depth_attention.choose import Implementation, choose
 from attvae.model.config import BernoulliConfig, LogisticMixtureConfig, ModelConfig
 from attvae.model.decoder import Decoded, Decoder
-from attvae.model.depth_attention import DecoderAttention, EncoderAttention
+from attvae.model.depth_attention import DecoderAttention, EncoderAttention, Slot
 from attvae.model.encoder import Encoder
 from attvae.model.layers import PUBLISHED_VARIANCE, WeightNormConv2d
 from attvae.model.nonlocal_block import NonLocalBlock
@@ -45,12 +46,20 @@ class DeepVAE(nn.Module):
     """Images of one `DataSpec`; raw pixels in and out.
 
     Parts named in `recompute` (encoder, layers, decoder) compute their activations again in the backward pass.
+    `depth_attention` is the implementation of that: where it cannot run, the model raises a ValueError when used.
 
     Raises:
         ValueError: the images of `spec` do not fit `config`.
     """
 
-    def __init__(self, config: ModelConfig, spec: DataSpec, *, recompute: Collection[str] = ()):
+    def __init__(
+        self,
+        config: ModelConfig,
+        spec: DataSpec,
+        *,
+        recompute: Collection[str] = (),
+        depth_attention: Implementation = "auto",
+    ):
         super().__init__()
         self.recompute = frozenset(recompute)
         self.config = config
@@ -68,6 +77,8 @@ class DeepVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, WeightNormConv2d):
                 module.scale_init(math.sqrt(config.init_variance / PUBLISHED_VARIANCE))
+        for _, attention in self._attentions():
+            attention.implementation = depth_attention
 
     def forward(
         self,
@@ -86,8 +97,8 @@ class DeepVAE(nn.Module):
         """
         x = self._checked_pixels(x)
         noise = self._checked_noise(noise, len(x), x.device)
-        features = self.encoder(self._scaled(x))
-        contexts: list[Tensor] = []
+        features = self._features(x)
+        contexts: list[Slot] = []
         layers = self._top_down(contexts, [Infer(features[i:], noise[i]) for i in range(len(noise))])
         decode = partial(recomputed, self.decoder) if "decoder" in self.recompute else self.decoder
         decoded: Decoded = decode(layers[-1].top_down.context, layers[-1].z)
@@ -160,7 +171,7 @@ class DeepVAE(nn.Module):
         with self._evaluation():
             x = self._checked_pixels(x)
             noise = self._checked_noise(noise, x.shape[0], x.device)
-            features = self.encoder(self._scaled(x))
+            features = self._features(x)
             return [z.z for z in self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])]
 
     @torch.no_grad()
@@ -245,12 +256,12 @@ class DeepVAE(nn.Module):
                 noise = self._checked_noise(noise, num_samples * len(x), x.device)
             per_image = []
             for images in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
-                features = self.encoder(self._scaled(x[images]))
+                features = self._features(x[images])
                 log_weights = []
                 for samples in torch.arange(num_samples, device=x.device).split(max(1, ROWS_AT_ONCE // len(images))):
                     rows = (samples[:, None] * len(x) + images).flatten()
                     eps = self._noise(len(rows), x.device) if noise is None else [noise_i[rows] for noise_i in noise]
-                    tiled = [e.repeat(len(samples), 1, 1, 1) for e in features]
+                    tiled = self._cut([e.whole.repeat(len(samples), 1, 1, 1) for e in features])
                     log_weights.append(self._log_weights(x[rows % len(x)], tiled, eps).view(len(samples), -1))
                 per_image.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples))
             return torch.cat(per_image)
@@ -266,17 +277,15 @@ class DeepVAE(nn.Module):
         """
         with self._evaluation():
             x = self._checked_pixels(x)
-            features = self.encoder(self._scaled(x))
+            features = self._features(x)
             for noise in noises:
                 yield self._log_weights(x, features, self._checked_noise(noise, len(x), x.device))
 
-    def features(self, x: Integer[Tensor, "b c H W"]) -> list[Float[Tensor, "b e h w"]]:
+    def features(self, x: Integer[Tensor, "b c H W"]) -> list[Slot]:
         """The bottom-up features e_0 ... e_L of raw pixels."""
-        return self.encoder(self._scaled(self._checked_pixels(x)))
+        return self._features(self._checked_pixels(x))
 
-    def layer(
-        self, index: int, contexts: list[Tensor], z_previous: Tensor | None, source: Infer | Draw | Given
-    ) -> Layer:
+    def layer(self, index: int, contexts: list[Slot], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
         """Runs one latent layer, those above it done; `contexts` is theirs and receives its own."""
         layer = self.layers[index]
         run = partial(recomputed, layer) if "layers" in self.recompute else layer
@@ -284,7 +293,7 @@ class DeepVAE(nn.Module):
         output: Layer = run([*contexts], z_previous, source)
         if output.top_down.normalised is not None:
             contexts[-2] = output.top_down.normalised
-        contexts.append(output.top_down.context)
+        contexts.append(output.top_down.slot)
         return output
 
     def likelihood_head(
@@ -292,6 +301,25 @@ class DeepVAE(nn.Module):
     ) -> Float[Tensor, "b p H W"]:
         """The likelihood's raw parameters of each pixel, from context and latent of the last layer."""
         return self._cropped(self.decoder(context, z).head)
+
+    def depth_attention_by(self, dtype: torch.dtype) -> str | None:
+        """Which implementation of depth-wise attention runs in this precision where the parameters are, and why.
+
+        Returns:
+            A line; None for a model without depth-wise attention.
+
+        Raises:
+            ValueError: the one that was asked for cannot run.
+        """
+        _, height, width = self.latent_shapes[0]
+        lines = []
+        for _, module in self._attentions():
+            key, value = (
+                torch.empty(1, channels, height, width, dtype=dtype, device=self._device())
+                for channels in (module.key_dim, module.channels)
+            )
+            lines.append(choose(module.implementation, key, [key], [value])[1])
+        return "depth-wise attention: " + " and ".join(dict.fromkeys(lines)) if lines else None
 
     def attention_gates(self) -> dict[str, Tensor]:
         """The gate gamma of each depth-wise attention, `decoder/layer_01` ..., `encoder/layer_00` ..., float32.
@@ -399,7 +427,7 @@ class DeepVAE(nn.Module):
                 elif isinstance(module, EncoderAttention):
                     yield f"encoder/layer_{i:02d}", module
 
-    def _top_down(self, contexts: list[Tensor], sources: Sequence[Infer | Draw | Given]) -> list[Layer]:
+    def _top_down(self, contexts: list[Slot], sources: Sequence[Infer | Draw | Given]) -> list[Layer]:
         """Runs the latent layers; `contexts` receives their contexts."""
         outputs: list[Layer] = []
         for i, source in enumerate(sources):
@@ -419,7 +447,7 @@ class DeepVAE(nn.Module):
         sources = [Draw(eps, temperature) if z is None else Given(z) for z, eps in zip(latents, noise, strict=True)]
         return self._top_down([], sources)
 
-    def _log_weights(self, x: Tensor, features: list[Tensor], noise: list[Tensor]) -> Float[Tensor, "b"]:
+    def _log_weights(self, x: Tensor, features: list[Slot], noise: list[Tensor]) -> Float[Tensor, "b"]:
         layers = self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])
         head = self.decoder(layers[-1].top_down.context, layers[-1].z).head
         with torch.autocast(x.device.type, enabled=False):
@@ -443,6 +471,12 @@ class DeepVAE(nn.Module):
     def _cropped(self, head: Tensor) -> Tensor:
         pad = self.config.pad
         return head[:, :, pad : pad + self.spec.height, pad : pad + self.spec.width]
+
+    def _features(self, x: Tensor) -> list[Slot]:
+        return self._cut(self.encoder(self._scaled(x)))
+
+    def _cut(self, features: Iterable[Tensor]) -> list[Slot]:
+        return [Slot.cut(e, self.config.encoder_width) for e in features]
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Pixels in [-1, 1] with the margin, whose zeros become -1."""
@@ -503,10 +537,10 @@ def _posterior(layer: Layer) -> gaussian.Gaussian:
 
 
 def _trace(
-    elbo: Elbo, features: list[Tensor], layers: list[Layer], contexts: list[Tensor], decoded: Decoded
+    elbo: Elbo, features: list[Slot], layers: list[Layer], contexts: list[Slot], decoded: Decoded
 ) -> dict[str, Tensor]:
     """Every intermediate; what a layer lacks (key, query, prior of the top layer) is absent."""
-    trace = {f"e.{j}": e for j, e in enumerate(features)}
+    trace = {f"e.{j}": e.whole for j, e in enumerate(features)}
     for i, layer in enumerate(layers):
         top_down, name = layer.top_down, f"layer.{i}"
         trace[f"{name}.new_context"] = top_down.new_context
@@ -527,7 +561,7 @@ def _trace(
         trace[f"{name}.z"] = layer.z
         trace[f"{name}.kl"] = elbo.kl_nats[i]
         trace[f"{name}.context_out"] = top_down.context
-        trace[f"context_after_encode.{i}"] = contexts[i]
+        trace[f"context_after_encode.{i}"] = contexts[i].whole
     trace["merged_latent"], trace["head_params"] = decoded
     trace |= {"nll": elbo.nll_nats, "kl_sum": elbo.kl_nats.sum(dim=0), "nelbo": elbo.nelbo_nats}
     return trace

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attvae.distributions.gaussian import Gaussian, bounded, standard_normal
 from attvae.model.config import LogScaleConfig, ModelConfig
 from attvae.model.conv_node import first_posterior_head, posterior_head, prior_head
-from attvae.model.depth_attention import DecoderAttention, EncoderAttention
+from attvae.model.depth_attention import DecoderAttention, EncoderAttention, Slot
 from attvae.model.layers import ChannelLayerNorm, scaled_uniform_
 from attvae.model.merge import ConcatMerge, SumMerge
 from attvae.model.residual_cell import ResidualStack
@@ -45,13 +45,17 @@ class RawGaussian(NamedTuple):
 class TopDown(NamedTuple):
     """What the generative path of a layer gives; the top layer has no prior parameters, its prior is N(0, 1)."""
 
-    context: Tensor  # what later layers see: new_context || key
+    slot: Slot  # what later layers see: new_context || key
     new_context: Tensor
     key: Tensor | None
     encoder_query: Tensor
     prior_condition: Tensor
     prior_raw: RawGaussian | None = None
-    normalised: Tensor | None = None  # takes the place of the context before the last, for all layers to come
+    normalised: Slot | None = None  # takes the place of the context before the last, for all layers to come
+
+    @property
+    def context(self) -> Tensor:
+        return self.slot.whole
 
 
 class BottomUp(NamedTuple):
@@ -64,7 +68,7 @@ class BottomUp(NamedTuple):
 class Infer(NamedTuple):
     """z from the posterior: features e_i ... e_L and standard normal noise."""
 
-    features: Sequence[Tensor]
+    features: Sequence[Slot]
     noise: Tensor
 
 
@@ -98,12 +102,15 @@ class FirstGenerative(nn.Module):
     def __init__(self, config: ModelConfig, height: int, width: int):
         super().__init__()
         self.query_dim = config.encoder_key_dim
+        self.channels = config.context_width
         self.constant = nn.Parameter(torch.empty(1, config.context_width + config.decoder_key_dim, height, width))
         scaled_uniform_(self.constant, fan_in=height * width)
 
     def forward(self, batch: int) -> TopDown:
-        c_BCHW = self.constant.expand(batch, -1, -1, -1)
-        return TopDown(c_BCHW, c_BCHW, None, c_BCHW[:, : self.query_dim], c_BCHW)
+        # In the layout and precision of the contexts to come: each of their layers reads it beside them.
+        c_1CHW = self.constant.to(_precision(self.constant), memory_format=torch.channels_last)
+        c_BCHW = c_1CHW.expand(batch, -1, -1, -1)
+        return TopDown(Slot.cut(c_BCHW, self.channels), c_BCHW, None, c_BCHW[:, : self.query_dim], c_BCHW)
 
 
 class Generative(nn.Module):
@@ -125,28 +132,30 @@ class Generative(nn.Module):
         self.prior_head = prior_head(channels, config.latent_channels)
         self.noise_stddev = config.prior.noise_stddev
 
-    def forward(self, contexts: Sequence[Tensor], z_BZHW: Float[Tensor, "b z h w"]) -> TopDown:
-        normalised: Tensor | None = None
+    def forward(self, contexts: Sequence[Slot], z_BZHW: Float[Tensor, "b z h w"]) -> TopDown:
+        channels, key_dim, query_dim = self.widths
+        normalised: Slot | None = None
         if self.ctx_layer_norm is not None:
-            normalised = self.ctx_layer_norm(contexts[-2])
+            normalised = Slot.cut(self.ctx_layer_norm(contexts[-2].whole), channels)
             contexts = [*contexts[:-2], normalised, contexts[-1]]
-        channels = self.widths[0]
-        merged_BWHW = self.merge_decoder(contexts[-1][:, :channels], z_BZHW)
-        context_BCHW, key_BKHW, query_BKHW = self.decoder_cell(merged_BWHW).split(self.widths, dim=1)
-        encoder_query_BQHW = context_BCHW[:, : self.query_dim]
-        prior_condition_BCHW = context_BCHW
+        merged_BWHW = self.merge_decoder(contexts[-1].value, z_BZHW)
+        whole_BCHW, query_BKHW = self.decoder_cell(merged_BWHW).split([channels + key_dim, query_dim], dim=1)
+        slot = Slot.cut(whole_BCHW, channels)
+        encoder_query_BQHW = slot.value[:, : self.query_dim]
+        prior_condition_BCHW = slot.value
         if self.decoder_attention is not None:
             context_BCHW, prior_condition_BCHW = self.decoder_attention(
-                context_BCHW, query_BKHW, [c[:, channels:] for c in contexts], [c[:, :channels] for c in contexts]
+                slot.value, query_BKHW, [c.key for c in contexts], [c.value for c in contexts]
             )
-        has_key = key_BKHW.shape[1] > 0
+            if context_BCHW is not slot.value:
+                slot = Slot.cut(torch.cat([context_BCHW, slot.key], dim=1), channels)
         prior_raw = RawGaussian.from_head(
             self.prior_head(prior_condition_BCHW), self.noise_stddev if self.training else 0.0
         )
         return TopDown(
-            context=torch.cat([context_BCHW, key_BKHW], dim=1) if has_key else context_BCHW,
-            new_context=context_BCHW,
-            key=key_BKHW if has_key else None,
+            slot=slot,
+            new_context=slot.value,
+            key=slot.key if key_dim else None,
             encoder_query=encoder_query_BQHW,
             prior_condition=prior_condition_BCHW,
             prior_raw=prior_raw,
@@ -159,8 +168,7 @@ class Inference(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        self.widths = (config.encoder_width, config.encoder_key_dim)
-        width = sum(self.widths)
+        width = config.encoder_width + config.encoder_key_dim
         self.merge_encoder = (
             SumMerge(config.encoder_width, config.context_width, width, config.encoder_merge) if index > 0 else None
         )
@@ -173,18 +181,19 @@ class Inference(nn.Module):
 
     def forward(
         self,
-        features_BEHW: Sequence[Float[Tensor, "b e h w"]],
+        features: Sequence[Slot],
         query_BQHW: Float[Tensor, "b q h w"],
         prior_condition_BCHW: Float[Tensor, "b c h w"],
     ) -> BottomUp:
-        condition = features_BEHW[0]
+        own = features[0]
         if self.merge_encoder is not None:
             # The layer's own key comes out of the merge: that of its feature serves the layers above only.
-            condition = self.merge_encoder(condition[:, : self.widths[0]], prior_condition_BCHW)
+            own = Slot.cut(self.merge_encoder(own.value, prior_condition_BCHW), own.value.shape[1])
+        condition = own.whole
         if self.encoder_attention is not None:
-            slots = [slot.split(self.widths, dim=1) for slot in (condition, *features_BEHW[1:])]
-            values, keys = zip(*slots, strict=True)
-            condition = torch.cat([self.encoder_attention(query_BQHW, keys, values), keys[0]], dim=1)
+            slots = [own, *features[1:]]
+            attended = self.encoder_attention(query_BQHW, [slot.key for slot in slots], [slot.value for slot in slots])
+            condition = torch.cat([attended, own.key], dim=1)
         delta = RawGaussian.from_head(self.posterior_head(condition), self.noise_stddev if self.training else 0.0)
         return BottomUp(condition, delta)
 
@@ -198,7 +207,7 @@ class VariationalLayer(nn.Module):
         self.generative = Generative(config, index) if index > 0 else FirstGenerative(config, height, width)
         self.inference = Inference(config, index)
 
-    def forward(self, contexts: Sequence[Tensor], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
+    def forward(self, contexts: Sequence[Slot], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
         """
         Args:
             contexts: those of the layers above, the first layer's first; all but the last two are normalised.
@@ -223,3 +232,9 @@ class VariationalLayer(nn.Module):
             if isinstance(source, Draw):
                 return Layer(Gaussian(prior.mean, source.temperature * prior.stddev).sample(reference), top_down, prior)
             return Layer(reference, top_down, prior)
+
+
+def _precision(parameter: Tensor) -> torch.dtype:
+    """That of the arithmetic with it."""
+    device = parameter.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameter.dtype

@@ -9,6 +9,7 @@ from torch import Tensor
 from attvae.optim.adamax import Adamax
 from attvae.optim.adamw import AdamW
 from attvae.optim.apex_adamw import ApexAdamW
+from attvae.optim.compiled_adamax import CompiledAdamax, why_not
 from attvae.optim.config import OptimConfig
 from attvae.optim.ema import EmaOptimizer
 from attvae.optim.torch_adamw import TorchAdamW
@@ -23,8 +24,17 @@ def choose(
         ValueError: what `fused` asks for is not there, or does not run on the device.
     """
     match config.name, config.fused:
-        case "adamax", _:
-            return Adamax(params, config), "Adamax: ours, in torch's operations; no fused one exists"
+        case "adamax", "none":
+            return Adamax(params, config), "Adamax: ours, in torch's operations, since optim.fused=none"
+        case "adamax", asked if device.type != "cpu":
+            if asked == "compiled":
+                raise ValueError(f"optim.fused=compiled runs on CPUs, not on {device.type}: use optim.fused=auto")
+            return Adamax(params, config), f"Adamax: ours, in torch's operations on {device.type}, all tensors at once"
+        case "adamax", asked:
+            if asked == "auto" and (reason := why_not()) is not None:
+                return Adamax(params, config), f"Adamax: ours, in torch's operations, slower than compiled: {reason}"
+            why = "one pass over the memory, clipping and average included"
+            return CompiledAdamax(params, config), f"Adamax: ours, compiled on this host: {why}"
         case _, "none":
             return AdamW(params, config), "AdamW: ours, in torch's operations, since optim.fused=none"
         case _, "apex":

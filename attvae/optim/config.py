@@ -22,8 +22,10 @@ class OptimConfig(Config):
     )
     weight_decay: float = Field(0.0, ge=0, description="adamw's, decoupled: w shrinks by lr times this")
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    fused: Literal["auto", "torch", "apex", "none"] = Field(
-        "auto", description="adamw's implementation; auto chooses and says what; the results agree to rounding"
+    fused: Literal["auto", "compiled", "torch", "apex", "none"] = Field(
+        "auto",
+        description="the implementation: compiled is adamax's, torch and apex are adamw's; auto chooses and says what; "
+        "the results agree to rounding",
     )
 
     @model_validator(mode="before")
@@ -40,5 +42,7 @@ class OptimConfig(Config):
         if self.name == "adamw" and self.l2:
             raise ValueError(f"optim.l2={self.l2} is adamax's: for adamw set optim.weight_decay")
         if self.name == "adamax" and self.fused in ("torch", "apex"):
-            raise ValueError(f"optim.fused={self.fused}: no fused adamax exists; use auto or none, or optim.name=adamw")
+            raise ValueError(f"optim.fused={self.fused} is adamw's: for adamax use auto, compiled or none")
+        if self.name == "adamw" and self.fused == "compiled":
+            raise ValueError("optim.fused=compiled is adamax's: for adamw use auto, torch, apex or none")
         return self

@@ -36,6 +36,7 @@ class EmaOptimizer(torch.optim.Optimizer, ABC):
         """
         common = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps, "ema_decay": config.ema_decay}
         super().__init__(params, {"lr": 0.0, "updates": 0, **common, **settings})
+        self._clip_factor = 1.0
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -55,6 +56,13 @@ class EmaOptimizer(torch.optim.Optimizer, ABC):
     def set_lr(self, lr: float) -> None:
         for group in self.param_groups:
             group["lr"] = lr
+
+    def clip(self, norm: float, limit: float | None) -> None:
+        """What the next step clips: gradients whose 2-norm together is `norm` are scaled down to the limit, if any.
+
+        The scaling is part of the update, which spares a pass over the memory; it may leave the gradients scaled.
+        """
+        self._clip_factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))  # as torch and DeepSpeed do
 
     def create_state(self, params: Iterable[Tensor] | None = None) -> None:
         """Creates what state the parameters lack: zero moments, and the weights as their average.
@@ -79,11 +87,17 @@ class EmaOptimizer(torch.optim.Optimizer, ABC):
             group["updates"] += 1
             t = group["updates"]
             decay = min(group["ema_decay"], (1 + t) / (10 + t))
-            # A GPU takes all parameters in one kernel; elementary operations on a CPU want one in its cache.
-            at_once = self.FUSED or params[0].device.type == "cuda"
-            for batch in [params] if at_once else [[p] for p in params]:
-                self._update(batch, group, t)
-                torch._foreach_lerp_(self.tensors(batch, "ema"), batch, 1 - decay)
+            self._apply(params, group, t, 1 - decay)
+
+    def _apply(self, params: list[Tensor], group: dict[str, Any], t: int, average_rate: float) -> None:
+        """Update t of the parameters, of their moments and of their averages, which move by the rate to the weights."""
+        # A GPU takes all parameters in one kernel; elementary operations on a CPU want one in its cache.
+        at_once = self.FUSED or params[0].device.type == "cuda"
+        for batch in [params] if at_once else [[p] for p in params]:
+            if self._clip_factor < 1:
+                torch._foreach_mul_(gradients(batch), self._clip_factor)
+            self._update(batch, group, t)
+            torch._foreach_lerp_(self.tensors(batch, "ema"), batch, average_rate)
 
     @abstractmethod
     def _update(self, params: list[Tensor], group: dict[str, Any], t: int) -> None:

@@ -32,6 +32,41 @@ def test_log_prob_and_gradient_golden() -> None:
     assert_close(gradient, GOLDEN["grad_params_of_sum_log_prob"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("edges", "channels"), [("published", 3), ("normalised", 1), ("normalised", 4)])
+def test_gradient_is_that_of_finite_differences(edges: dlm.Edges, channels: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    params = torch.randn(1, dlm.num_parameters(channels, 2), 1, 4, generator=generator, dtype=torch.double)
+    params.requires_grad_()
+    values = torch.randint(1, 254, (1, channels, 1, 4), generator=generator)
+    values[..., 0], values[..., 1], values[..., 2] = 0, 255, 254
+    x = values.double() * 2 / 255 - 1
+    assert torch.autograd.gradcheck(lambda p: dlm.log_prob(x, dlm.split(p, channels, 2), 255, edges), params)
+
+
+@pytest.mark.parametrize(("edges", "channels"), [("published", 3), ("normalised", 1), ("normalised", 4)])
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_gradient_is_that_of_the_channels_one_by_one(edges: dlm.Edges, channels: int, spread: float) -> None:
+    """By autograd, through the probabilities of all values of a channel given the earlier ones. A large spread meets
+    every branch: outermost values, bins, and densities far from the mean.
+    """
+    generator = torch.Generator().manual_seed(2)
+    params = spread * torch.randn(2, dlm.num_parameters(channels, 3), 3, 3, generator=generator, dtype=torch.double)
+    params.requires_grad_()
+    values = torch.randint(0, 256, (2, channels, 3, 3), generator=generator)
+    values[0, :, 0], values[1, :, 0] = 0, 255
+    x = values.double() * 2 / 255 - 1
+    mixture = dlm.split(params, channels, 3)
+    each = [
+        dlm.channel_log_probs(x[:, :c], mixture, 255, edges).gather(1, values[:, c : c + 1]) for c in range(channels)
+    ]
+    expected = torch.cat(each, dim=1).sum(dim=(1, 2, 3))
+    found = dlm.log_prob(x, dlm.split(params, channels, 3), 255, edges)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    weights = torch.randn(2, generator=generator, dtype=torch.double)
+    gradients = [torch.autograd.grad((weights * log_p).sum(), params)[0] for log_p in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
 def test_sample_golden() -> None:
     unit = arrays("units", "dlm.sample.")
     mixture = dlm.split(nchw(GOLDEN["params"]), 3, 5)

@@ -99,6 +99,20 @@ def test_against_torch(kind: type[AdamW]) -> None:
         assert set(optimizer.state[p]) == {"exp_avg", "exp_avg_sq", "ema"}
 
 
+@pytest.mark.parametrize("kind", [AdamW, TorchAdamW])
+def test_clipping_against_torch(kind: type[AdamW]) -> None:
+    ours, theirs = normal(40), normal(40)
+    optimizer = kind([ours], CONFIG)
+    optimizer.set_lr(0.02)
+    reference = torch.optim.AdamW([theirs], lr=0.02, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3)
+    for t in range(10):
+        ours.grad, theirs.grad = normal(40, seed=t + 1), normal(40, seed=t + 1)
+        optimizer.clip(float(torch.nn.utils.clip_grad_norm_(theirs, 6.3)), 6.3)
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [AdamW, TorchAdamW, ApexAdamW])
 @pytest.mark.usefixtures("nvidia_apex")
 def test_one_implementation_goes_on_from_another(kind: type[AdamW]) -> None:
@@ -121,7 +135,7 @@ def test_one_implementation_goes_on_from_another(kind: type[AdamW]) -> None:
 @pytest.mark.parametrize(
     ("config", "kind", "said"),
     [
-        (OptimConfig(), Adamax, "no fused one exists"),
+        (OptimConfig(fused="none"), Adamax, "since optim.fused=none"),
         (OptimConfig(name="adamw"), TorchAdamW, "torch's fused kernel on cpu"),
         (OptimConfig(name="adamw", fused="torch"), TorchAdamW, "since optim.fused=torch"),
         (OptimConfig(name="adamw", fused="none"), AdamW, "since optim.fused=none"),
@@ -175,7 +189,8 @@ def test_nvidias_apex_without_its_extensions_is_named(tmp_path: Path) -> None:
         ({"weight_decay": 0.1}, "for adamax set optim.l2"),
         ({"name": "adamw", "l2": 0.1}, "for adamw set optim.weight_decay"),
         ({"name": "adamw", "l2": "published"}, "for adamw set optim.weight_decay"),
-        ({"fused": "torch"}, "no fused adamax exists"),
+        ({"fused": "torch"}, "is adamw's: for adamax use auto, compiled or none"),
+        ({"name": "adamw", "fused": "compiled"}, "is adamax's: for adamw use auto, torch, apex or none"),
     ],
 )
 def test_what_does_not_go_together(given: dict[str, Any], remedy: str) -> None:

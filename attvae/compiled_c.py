@@ -1,0 +1,44 @@
+"""Functions in C, which the machine's own compiler turns into code at the start: a tenth of a second each.
+
+Every operation is rounded by itself (-ffp-contract=off), and none is left out or reordered, as Intel's compiler does by
+default (-fno-fast-math): results depend neither on the compiler nor on the processor.
+"""
+
+import os
+import subprocess
+from ctypes import CDLL
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+FLAGS = ("-O3", "-march=native", "-fno-fast-math", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+PATIENCE_S = 60
+"""For a compilation."""
+
+GRAIN = 2**15
+"""Elements for which one more thread is worth it; torch's figure."""
+
+
+@cache
+def compiled(source: Path) -> CDLL | str:
+    """The functions of a C file, or why there are none. Compiles it once in a process."""
+    compiler = os.environ.get("CC", "").split() or ["cc"]
+    try:
+        temporary = TemporaryDirectory(prefix=f"attvae-{source.stem}-")
+    except OSError as error:
+        return f"there is no temporary folder to compile in: {error}"
+    with temporary as folder:
+        library = Path(folder) / f"{source.stem}.so"
+        command = [*compiler, *FLAGS, str(source), "-lm", "-o", str(library)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+            if done.returncode:
+                said = done.stderr.strip().splitlines()
+                return f"the C compiler {compiler[0]} failed: {said[0] if said else f'exit code {done.returncode}'}"
+            return CDLL(str(library))  # stays loaded without its file
+        except (FileNotFoundError, PermissionError):
+            return f"there is no C compiler {compiler[0]}"
+        except subprocess.TimeoutExpired:
+            return f"the C compiler {compiler[0]} did not end within {PATIENCE_S} s"
+        except OSError as error:  # such as a temporary folder from which nothing may be executed
+            return f"what the C compiler {compiler[0]} made cannot be loaded: {error}"
