@@ -51,4 +51,4 @@ def _why_not_triton(
         return "Triton is not installed"
     from attvae.kernels.depth_attention import triton
 
-    return triton.unsupported(query_BKHW, keys_BKHW, values_BCHW)
+    return triton.unsupported(query_BKHW, keys_BKHW, values_BCHW) or triton.failure(query_BKHW)

@@ -33,6 +33,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return None if len(keys) <= 4 else f"it takes up to 4 slots, got {len(keys)}"
 
     stand_in.unsupported = unsupported
+    stand_in.failure = lambda query: None
     stand_in.depth_attention = object()
     monkeypatch.setattr(chooser, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
@@ -77,6 +78,17 @@ def test_auto_is_the_kernel_where_it_can_run(kernel: Any) -> None:
     chosen, why = choose("auto", on_gpu, [on_gpu] * 5, [on_gpu] * 5)
     assert chosen is streaming.depth_attention
     assert "up to 4 slots, got 5" in why
+
+
+def test_a_kernel_that_failed_its_trial_is_not_used(kernel: Any) -> None:
+    kernel.failure = lambda query: "a trial failed: RuntimeError: no C compiler"
+    on_gpu: Any = OnAGpu()
+    assert choose("auto", on_gpu, [on_gpu], [on_gpu]) == (
+        streaming.depth_attention,
+        "torch's operations, since the Triton kernel cannot run: a trial failed: RuntimeError: no C compiler",
+    )
+    with pytest.raises(ValueError, match=r"engine\.depth_attention=triton.*a trial failed.*no C compiler; use .*auto"):
+        choose("triton", MAPS, [MAPS], [MAPS])
 
 
 def test_torch_is_torch_everywhere(kernel: Any) -> None:

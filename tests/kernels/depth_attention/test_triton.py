@@ -4,6 +4,7 @@ With a GPU as they run there (`pytest -m gpu`); without one in Triton's interpre
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -217,6 +218,27 @@ def test_what_cannot_run_says_why(kernel: ModuleType, monkeypatch: pytest.Monkey
     assert reason == "it needs the CPU, since TRITON_INTERPRET is set; the tensors are on meta"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_trial(kernel: ModuleType, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = maps(1, 4, 4, 2, 2, 1, dtype)[0]
+    monkeypatch.setattr(kernel, "_failures", {})
+    with torch.inference_mode():
+        assert kernel.failure(query) is None
+
+    def doubled(*maps: Tensor) -> Tensor:
+        return 2 * reference.depth_attention(*maps)
+
+    def broken(*maps: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.\nSet CC")
+
+    for kernel_, why in ((doubled, "wrong by [0-9]"), (broken, "RuntimeError: Failed to find C compiler.$")):
+        monkeypatch.setattr(kernel, "_failures", {})
+        monkeypatch.setattr(kernel, "depth_attention", kernel_)
+        assert re.search(why, kernel.failure(query) or "")
+        monkeypatch.setattr(kernel, "depth_attention", None)
+        assert re.search(why, kernel.failure(query) or "")  # tried once
+
+
 def test_bytes_moved(kernel: ModuleType) -> None:
     """2 samples of 3 pixels, 2 slots with keys of 4 and values of 5 channels, one of them the same for both samples."""
     query, keys, values = maps(2, 4, 5, 1, 3, 2, torch.bfloat16)
@@ -242,7 +264,7 @@ def test_in_a_cuda_graph(kernel: ModuleType) -> None:
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="relaxed"):
         found = step()
     for _ in range(3):
         with torch.no_grad():
