@@ -6,7 +6,7 @@ In each repeat all of it runs once, one after the other, on one thread, so that 
   product at each pixel; output, then the gradients of all queries and slots;
 * `ours`: what `engine.depth_attention=auto` takes here, likewise;
 * `forward`: ours without gradients;
-* `floor`: reads the keys and values that each layer attends to, once: torch's sum of each.
+* `floor`: reads the keys and values that each layer attends to, once: torch's sum of each slot, value and key at once.
 """
 
 import time
@@ -152,11 +152,9 @@ def saved_bytes(form: Form, stack: Stack) -> int:
 
 @torch.no_grad()
 def _read(stack: Stack) -> None:
-    slots = [PUBLISHED.cut(slot, CHANNELS) for slot in stack.slots]
-    for n in range(1, len(slots)):
-        for value, key in slots[:n]:
-            value.sum()
-            key.sum()
+    for n in range(1, len(stack.slots)):
+        for slot in stack.slots[:n]:
+            slot.sum()  # faster than value and key by themselves
 
 
 def _measure(stack: Stack, repeats: int, console: Console) -> dict[str, Any]:

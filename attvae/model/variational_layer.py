@@ -147,7 +147,7 @@ class Generative(nn.Module):
             context_BCHW, prior_condition_BCHW = self.decoder_attention(
                 slot.value, query_BKHW, [c.key for c in contexts], [c.value for c in contexts]
             )
-            if context_BCHW is not slot.value:
+            if self.decoder_attention.layer_norm:
                 slot = Slot.cut(torch.cat([context_BCHW, slot.key], dim=1), channels)
         prior_raw = RawGaussian.from_head(
             self.prior_head(prior_condition_BCHW), self.noise_stddev if self.training else 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 from torch import Tensor
@@ -12,6 +13,8 @@ Implementation = Literal["auto", "torch", "triton", "compiled"]
 
 DepthAttention = Callable[..., Tensor]
 """With the arguments of `reference.depth_attention`."""
+
+_found: ModuleType | str | None = None
 
 
 def choose(
@@ -30,9 +33,7 @@ def choose(
     if why_not is None:
         if in_c:
             return compiled.depth_attention, "the kernel in C, compiled on this host"
-        from attvae.kernels.depth_attention import triton  # which not every machine has
-
-        return triton.depth_attention, "the Triton kernel"
+        return _triton().depth_attention, "the Triton kernel"  # type: ignore[union-attr]
     if asked == "auto":
         kernel = "kernel in C" if in_c else "Triton kernel"
         return streaming.depth_attention, f"torch's operations, since the {kernel} cannot run: {why_not}"
@@ -47,8 +48,24 @@ def _why_not_triton(
     """Triton's interpreter runs it on a CPU, for tests: not unless it is asked for."""
     if not (query_BKHW.is_cuda or on_cpu):
         return f"it needs a GPU, the tensors are on the {query_BKHW.device.type}"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    from attvae.kernels.depth_attention import triton
+    triton = _triton()
+    if isinstance(triton, str):
+        return triton
+    why: str | None = triton.unsupported(query_BKHW, keys_BKHW, values_BCHW) or triton.failure(query_BKHW)
+    return why
 
-    return triton.unsupported(query_BKHW, keys_BKHW, values_BCHW) or triton.failure(query_BKHW)
+
+def _triton() -> ModuleType | str:
+    """The kernel's module, which not every machine can have; else why not. Looked for once, then a constant."""
+    global _found
+    if _found is None:
+        if find_spec("triton") is None:
+            _found = "Triton is not installed"
+        else:
+            try:
+                from attvae.kernels.depth_attention import triton
+            except Exception as error:  # no driver, or a version that has other names
+                _found = f"Triton cannot be imported: {type(error).__name__}: {error}"
+            else:
+                _found = triton
+    return _found

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from attvae.kernels.depth_attention import weighted_maps
 from attvae.kernels.depth_attention.slot_gradient import Place, place_of
@@ -29,12 +29,17 @@ from attvae.kernels.depth_attention.weighted_maps import (
 
 def unsupported(query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], values_BCHW: Sequence[Tensor]) -> str | None:
     """Why it cannot run on these, in a sentence; None if it can."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a graph of torch's operations is made"
+    if forward_ad._current_level >= 0:
+        return "it has no derivatives in forward mode"
     if not keys_BKHW or len(keys_BKHW) != len(values_BCHW):
         return f"it needs a key for each value, got {len(keys_BKHW)} and {len(values_BCHW)}"
-    b, _, h, w = query_BKHW.shape
-    value_shape = (b, values_BCHW[0].shape[1], h, w)
+    b, k, h, w = query_BKHW.shape
+    c = values_BCHW[0].shape[1]
+    if 0 in (b, k, h, w, c):
+        return f"it needs at least one sample, channel and pixel, got {b}x{k}x{h}x{w} and {c} value channels"
+    value_shape = (b, c, h, w)
     for name, slots, shape in (
         ("query", (query_BKHW,), query_BKHW.shape),
         ("key", keys_BKHW, query_BKHW.shape),
@@ -90,8 +95,11 @@ class _DepthAttention(torch.autograd.Function):
         return out_BCHW
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # autograd does not see what is left at the cuts, and could not warn later
+            raise RuntimeError(
+                "depth-wise attention in C has no second derivatives, which create_graph=True prepares: do without it"
+            )
         p_nBHW, query_BKHW, *slots = ctx.saved_tensors
         n = len(slots) // 2
         keys_BKHW, values_BCHW = slots[:n], slots[n:]

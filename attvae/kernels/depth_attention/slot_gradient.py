@@ -19,9 +19,11 @@ from attvae.kernels.depth_attention import weighted_maps
 def cut(whole_BCHW: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """The value, which is the first `channels`, and the key.
 
-    Gradients of these two by themselves, and second derivatives, are errors.
+    Gradients of these two by themselves, and second derivatives, are errors. Ask for that of the whole and of one of
+    the two in one call, and what the layers have left is in the whole's only.
     """
-    collects = whole_BCHW.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    collects = whole_BCHW.requires_grad and torch.is_grad_enabled() and not traced
     if collects and whole_BCHW.device.type == "cpu" and whole_BCHW.dtype == torch.float32:
         return _Cut.apply(whole_BCHW, channels)  # type: ignore[no-untyped-call]
     value_BCHW, key_BKHW = whole_BCHW.split([channels, whole_BCHW.shape[1] - channels], dim=1)
@@ -30,6 +32,8 @@ def cut(whole_BCHW: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 def place_of(value_or_key: Tensor) -> "Place | None":
     """Where layers may leave their part of its gradient; None if it goes through autograd, as anywhere else."""
+    if value_or_key.retains_grad or value_or_key._backward_hooks:  # who looks at it wants all of it
+        return None
     node = value_or_key.grad_fn
     left = getattr(node, "left_by_layers", None)
     return Place(node, left[value_or_key.output_nr]) if left else None
@@ -47,7 +51,10 @@ class Place(NamedTuple):
 
 
 class Parts:
-    """What layers have left for the gradient of a key or of a value, for each backward pass that is under way."""
+    """What layers have left for the gradient of a key or of a value, for each backward pass that is under way.
+
+    What a pass that ends by an exception leaves stays until the graph goes; no other pass takes it.
+    """
 
     def __init__(self) -> None:
         self._left: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -92,7 +99,7 @@ class _Cut(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *given_BCHW: Tensor | None) -> tuple[Tensor, None]:
         order = torch.channels_last if ctx.channels_last else torch.contiguous_format
-        grad_BCHW = torch.empty(ctx.shape, memory_format=order)
+        grad_BCHW = torch.empty(ctx.shape, dtype=torch.float32, device="cpu", memory_format=order)
         for parts, out_BCHW, given in zip(
             ctx.left_by_layers, grad_BCHW.split(ctx.widths, dim=1), given_BCHW, strict=True
         ):

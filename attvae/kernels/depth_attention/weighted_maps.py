@@ -55,7 +55,7 @@ def products(one_BCHW: Float[Tensor, "b c h w"], maps_BCHW: Sequence[Float[Tenso
     """The sums over the channels of `one_BCHW` times each of the maps: [n, B, H, W]."""
     b, _, h, w = one_BCHW.shape
     n = len(maps_BCHW)
-    found_nBHW = torch.empty(n, b, h, w)
+    found_nBHW = one_BCHW.new_empty(n, b, h, w)
     first, size = found_nBHW.data_ptr(), b * h * w * found_nBHW.element_size()
     _call(
         _loaded().products, one_BCHW, range(first, first + n * size, size), maps_BCHW, is_channels_last(maps_BCHW[-1])

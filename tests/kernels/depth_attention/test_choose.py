@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     stand_in.unsupported = unsupported
     stand_in.failure = lambda query: None
     stand_in.depth_attention = object()
+    monkeypatch.setattr(chooser, "_found", None)
     monkeypatch.setattr(chooser, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.setattr(package, "triton", stand_in, raising=False)
@@ -103,10 +105,27 @@ def test_what_is_asked_for_runs_or_fails_with_the_reason(kernel: Any) -> None:
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chooser, "_found", None)
     monkeypatch.setattr(chooser, "find_spec", lambda name: None)
     on_gpu: Any = OnAGpu()
     chosen, why = choose("auto", on_gpu, [on_gpu], [on_gpu])
     assert chosen is streaming.depth_attention
     assert "Triton is not installed" in why
     with pytest.raises(ValueError, match="Triton is not installed"):
+        choose("triton", MAPS, [MAPS], [MAPS])
+
+
+def test_with_a_triton_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text('raise ImportError("libcuda.so.1: no such file")')
+    for name in ("triton", "attvae.kernels.depth_attention.triton"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(package, "triton", raising=False)
+    monkeypatch.setattr(chooser, "_found", None)
+    monkeypatch.syspath_prepend(tmp_path)
+    on_gpu: Any = OnAGpu()
+    chosen, why = choose("auto", on_gpu, [on_gpu], [on_gpu])
+    assert chosen is streaming.depth_attention
+    assert "Triton cannot be imported: ImportError: libcuda.so.1" in why
+    with pytest.raises(ValueError, match=r"Triton cannot be imported: ImportError: libcuda\.so\.1"):
         choose("triton", MAPS, [MAPS], [MAPS])

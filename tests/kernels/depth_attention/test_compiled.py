@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from attvae.kernels.depth_attention import weighted_maps
@@ -218,10 +219,60 @@ def test_what_is_not_finite_stays_where_it_is() -> None:
 
 
 def test_second_derivatives_are_an_error() -> None:
+    """Also where nothing else uses the slots, so that autograd would find nothing to differentiate."""
+    query, *wholes = (normal(2, width, 3, 4, seed=i) for i, width in enumerate((3, 8, 8)))
+    values, keys = zip(*(cut(whole, 5) for whole in wholes), strict=True)
+    output = depth_attention(query, keys, values)
+    with pytest.raises(RuntimeError, match="no second derivatives, which create_graph=True prepares"):
+        torch.autograd.grad(output.square().sum(), wholes[:1], create_graph=True)
+
+
+def test_derivatives_in_forward_mode_are_left_to_torch() -> None:
+    leaves = [leaf.detach() for leaf in maps(2)]
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(leaves[0], torch.ones_like(leaves[0]))
+        assert "forward mode" in (unsupported(dual, leaves[1:3], leaves[3:]) or "")
+
+
+@pytest.mark.parametrize("look", [Tensor.retain_grad, lambda value: value.register_hook(lambda grad: None)])
+def test_who_looks_at_the_gradient_of_a_value_gets_all_of_it(look: Callable[[Tensor], object]) -> None:
+    wholes = [normal(2, 8, 3, 4, seed=n) for n in range(2)]
+    seen: list[Tensor] = []
+    for cutting, attend in ((cut, depth_attention), (split, torch_attention)):
+        values, keys = zip(*(cutting(whole, 5) for whole in wholes), strict=True)
+        look(values[0])
+        values[0].register_hook(seen.append)
+        attend(keys[0], keys, values, 0.7).square().sum().backward()
+    torch.testing.assert_close(*seen)
+
+
+def test_scratch_memory_is_of_the_maps_kind_whatever_is_the_default() -> None:
     leaves, loss = stacks(torch.channels_last)
-    (gradient,) = torch.autograd.grad(loss(cut, depth_attention, leaves), leaves[1:2], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.sum().backward()
+    given = {"allow_unused": True, "materialize_grads": True}
+    expected = gradients(loss(cut, depth_attention, leaves), leaves, torch.ones(()), **given)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.double)
+    try:
+        found = gradients(loss(cut, depth_attention, leaves), leaves, torch.ones(()), **given)
+    finally:
+        torch.set_default_dtype(default)
+    leaves = maps(2)
+    with torch.device("meta"):
+        output = of(depth_attention, leaves)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert torch.equal(output, of(depth_attention, leaves))
+
+
+def test_torch_jit_trace_gets_torch_operations() -> None:
+    query, keys, values = (each for each in ([maps(2)[0]], maps(2)[1:3], maps(2)[3:]))
+
+    def attend(*leaves: Tensor) -> Tensor:
+        return choose("auto", leaves[0], leaves[1:3], leaves[3:])[0](leaves[0], leaves[1:3], leaves[3:])
+
+    with torch.no_grad():
+        traced = torch.jit.trace(attend, [leaf.detach() for leaf in (*query, *keys, *values)])
+        other = [leaf.detach() + 1 for leaf in (*query, *keys, *values)]
+        torch.testing.assert_close(traced(*other), attend(*other))
 
 
 def test_the_gradient_of_a_value_by_itself_is_an_error() -> None:
@@ -266,6 +317,7 @@ def test_torch_compile_gets_torch_operations() -> None:
         ({2: (2, 3, 3, 5)}, r"key 1 is \[2, 3, 3, 5\], not \[2, 3, 3, 4\]"),
         ({4: (2, 6, 3, 4)}, r"value 1 is \[2, 6, 3, 4\], not \[2, 5, 3, 4\]"),
         ({4: None}, "needs a key for each value, got 2 and 1"),
+        (dict.fromkeys(range(3), (2, 0, 3, 4)), "at least one sample, channel and pixel, got 2x0x3x4 and 5 value"),
     ],
 )
 def test_what_it_cannot_do_is_an_error(change: dict[int, object], reason: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attvae.kernels.depth_attention import reference
 
@@ -224,6 +225,13 @@ def test_the_trial(kernel: ModuleType, dtype: torch.dtype, monkeypatch: pytest.M
     monkeypatch.setattr(kernel, "_failures", {})
     with torch.inference_mode():
         assert kernel.failure(query) is None
+    monkeypatch.setattr(kernel, "_failures", {})
+
+    def layer(x: Tensor) -> Tensor:
+        assert kernel.failure(x) is None
+        return x.exp()
+
+    checkpoint(layer, query, use_reentrant=False).sum().backward()  # whose hooks are those of this thread
 
     def doubled(*maps: Tensor) -> Tensor:
         return 2 * reference.depth_attention(*maps)
