@@ -104,12 +104,12 @@ class _LogProb(torch.autograd.Function):
             r = joint.softmax(dim=1)
             by_mean, by_log_scale = torch.empty_like(means), torch.empty_like(means)
             for c, (by_centred, by_scale) in enumerate(slopes):
-                torch.mul(r, by_centred.neg_(), out=by_mean[:, c])
-                torch.mul(r, by_scale, out=by_log_scale[:, c])
+                by_mean[:, c] = by_centred.mul_(r).neg_()  # torch.compile has no out= of a part
+                by_log_scale[:, c] = by_scale.mul_(r)
             by_coefficient = torch.empty_like(coefficients)
             for c in range(len(xs)):
                 for d, x_d in enumerate(xs[:c]):
-                    torch.mul(by_mean[:, c], x_d.unsqueeze(1), out=by_coefficient[:, c * (c - 1) // 2 + d])
+                    by_coefficient[:, c * (c - 1) // 2 + d] = by_mean[:, c] * x_d.unsqueeze(1)
             ctx.save_for_backward(r - logits.softmax(dim=1), by_mean, by_log_scale, by_coefficient)
         return joint.logsumexp(dim=1).sum(dim=(1, 2))
 

@@ -50,12 +50,14 @@ class CompiledAdamax(Adamax):
 
     def _apply(self, params: list[Tensor], group: dict[str, Any], t: int, average_rate: float) -> None:
         table, elements, others = array("q"), 0, []
+        written: list[Tensor] = []
         for p in params:
             assert p.grad is not None
-            tensors = (p, p.grad, *(self.state[p][name] for name in self.states))
-            if _side_by_side(tensors):
-                table.extend((p.numel(), *(x.data_ptr() for x in tensors)))
+            states = [self.state[p][name] for name in self.states]
+            if _side_by_side((p, p.grad, *states)):
+                table.extend((p.numel(), *(x.data_ptr() for x in (p, p.grad, *states))))
                 elements += p.numel()
+                written += (p, *states)
             else:
                 others.append(p)
         if others:
@@ -73,6 +75,7 @@ class CompiledAdamax(Adamax):
         assert not isinstance(update, str)
         threads = max(1, min(torch.get_num_threads(), elements // GRAIN))
         update(table.buffer_info()[0], len(params) - len(others), threads, coefficients)
+        torch.autograd.graph.increment_version(written)  # a graph that has kept one of them must not use it now
 
 
 def _side_by_side(tensors: tuple[Tensor, ...]) -> bool:

@@ -75,6 +75,22 @@ def test_the_threads_change_no_bit() -> None:
 
 
 @compiles
+def test_a_graph_that_kept_the_weights_refuses_them() -> None:
+    """As after an update by torch."""
+    p = normal(5).requires_grad_()
+    p.grad = normal(5, seed=1)
+    for optimizer in (torch.optim.Adamax([p], foreach=False), CompiledAdamax([p], OptimConfig())):
+        loss = (p * p).sum()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    (average,) = optimizer.tensors([p], "ema")  # type: ignore[attr-defined]
+    before = average._version
+    optimizer.step()
+    assert average._version > before
+
+
+@compiles
 def test_any_layout() -> None:
     """Channels last, a gradient of another layout, a strided view, nothing at all: as torch's operations have it."""
 
