@@ -1,4 +1,4 @@
-"""Functions in C, which the machine's own compiler turns into code at the start: a tenth of a second each.
+"""Functions in C, which the machine's own compiler turns into code at the start: tenths of a second each.
 
 Every operation is rounded by itself (-ffp-contract=off), and none is left out or reordered, as Intel's compiler does by
 default (-fno-fast-math): results depend neither on the compiler nor on the processor.
@@ -10,6 +10,9 @@ from ctypes import CDLL
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-fno-fast-math", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 PATIENCE_S = 60
@@ -42,3 +45,17 @@ def compiled(source: Path) -> CDLL | str:
             return f"the C compiler {compiler[0]} did not end within {PATIENCE_S} s"
         except OSError as error:  # such as a temporary folder from which nothing may be executed
             return f"what the C compiler {compiler[0]} made cannot be loaded: {error}"
+
+
+def threads_for(elements: int) -> int:
+    """How many threads a function takes for them."""
+    return max(1, min(torch.get_num_threads(), elements // GRAIN))
+
+
+def can_take(*tensors: Tensor) -> bool:
+    """Whether they are numbers that C finds in memory: float32 on the CPU, outside autocast and graphs."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors)
+    )

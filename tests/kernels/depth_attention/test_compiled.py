@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attvae import compiled_c
 from attvae.kernels.depth_attention import weighted_maps
 from attvae.kernels.depth_attention.choose import choose
 from attvae.kernels.depth_attention.compiled import depth_attention, unsupported
@@ -177,7 +178,7 @@ def test_recomputed_layers() -> None:
 
 @ORDERS
 def test_the_same_bits_with_any_number_of_threads(order: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weighted_maps, "GRAIN", 1)
+    monkeypatch.setattr(compiled_c, "GRAIN", 1)
     leaves, loss = stacks(order)
     before, found = torch.get_num_threads(), []
     try:
