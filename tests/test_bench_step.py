@@ -24,7 +24,10 @@ def losses_and_gradients(contender: step.Contender) -> tuple[torch.Tensor, ...]:
     return loss, *(p.grad for p in contender.model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("conditions", [step._plain_weight_norm, step._channels_first, step._plain_likelihood])
+@pytest.mark.parametrize(
+    "conditions",
+    [step._weight_norm_by_torch, step._layer_norm_gelu_by_torch, step._channels_first, step._plain_likelihood],
+)
 def test_the_other_forms_compute_the_same(conditions) -> None:
     torch.manual_seed(0)
     model = DeepVAE(SMALL, step.SPEC)

@@ -33,6 +33,7 @@ def test_it_computes_and_is_compiled_once(source: Path) -> None:
         (None, "there is no C compiler"),
         ("echo 'cc1: no space left' >&2; exit 3", "failed: cc1: no space left"),
         ("exit 3", "failed: exit code 3"),
+        ("printf 'caf\\351\\n' >&2; exit 3", "failed: caf"),
         ("exit 0", "cannot be loaded"),
         ("exec sleep 20", "did not end within 0.2 s"),
     ],

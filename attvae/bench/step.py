@@ -21,6 +21,8 @@ from torch import Tensor
 from attvae.bench.data import machine
 from attvae.bench.nvae_cells import SpectralRegularisation, with_nvae_cells
 from attvae.distributions import logistic_mixture
+from attvae.kernels.layer_norm_gelu import compiled as compiled_layer_norm_gelu
+from attvae.kernels.weight_norm import compiled as compiled_weight_norm
 from attvae.model.config import (
     DepthAttentionConfig,
     LogisticMixtureConfig,
@@ -28,7 +30,7 @@ from attvae.model.config import (
     NonLocalConfig,
     StackConfig,
 )
-from attvae.model.layers import MIN_NORM, WeightNormConv2d
+from attvae.model.layers import WeightNormConv2d
 from attvae.model.residual_cell import ResidualStack
 from attvae.model.vae import DeepVAE
 from attvae.spec import DataSpec
@@ -91,7 +93,8 @@ def contenders() -> dict[str, Contender]:
             regularised, lambda x, noise: _nelbo(regularised, x, noise) + spectral()
         ),
         "not channels-last": Contender(own, partial(_nelbo, own), _channels_first),
-        "weight normalisation by autograd": Contender(own, partial(_nelbo, own), _plain_weight_norm),
+        "weight normalisation by torch": Contender(own, partial(_nelbo, own), _weight_norm_by_torch),
+        "layer norm and GELU by torch": Contender(own, partial(_nelbo, own), _layer_norm_gelu_by_torch),
         "likelihood by autograd": Contender(own, partial(_nelbo, own), _plain_likelihood),
     }
     for parts in (("encoder",), ("layers",), ("encoder", "layers", "decoder")):
@@ -108,13 +111,12 @@ def _nelbo(model: Any, x: Tensor, noise: Sequence[Tensor]) -> Tensor:
     return elbo.mean()
 
 
-def _kernel_by_autograd(conv: WeightNormConv2d) -> Tensor:
-    norm_O = conv.v.flatten(1).norm(dim=1).clamp_min(MIN_NORM)
-    return conv.v * (conv.log_g.exp() / norm_O)[:, None, None, None]
+def _weight_norm_by_torch() -> AbstractContextManager[Any]:
+    return patch.object(compiled_weight_norm, "runs_on", lambda *_: False)
 
 
-def _plain_weight_norm() -> AbstractContextManager[Any]:
-    return patch.object(WeightNormConv2d, "kernel", _kernel_by_autograd)
+def _layer_norm_gelu_by_torch() -> AbstractContextManager[Any]:
+    return patch.object(compiled_layer_norm_gelu, "runs_on", lambda *_: False)
 
 
 @contextmanager

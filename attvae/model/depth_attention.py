@@ -17,7 +17,7 @@ from attvae.kernels.depth_attention.choose import Implementation, choose
 from attvae.kernels.depth_attention.reference import attention_weights
 from attvae.kernels.depth_attention.slot_gradient import cut
 from attvae.model.config import DepthAttentionConfig
-from attvae.model.layers import ChannelLayerNorm, gelu
+from attvae.model.layers import ChannelLayerNorm, LayerNormGelu
 
 
 class Slot(NamedTuple):
@@ -51,8 +51,8 @@ class DecoderAttention(nn.Module):
         self.layer_norm = config.layer_norm
         if config.layer_norm:
             self.ln_value = ChannelLayerNorm(channels)
-            self.ln_attn = ChannelLayerNorm(channels)
-            self.ln_context = ChannelLayerNorm(channels)
+            self.ln_attn = LayerNormGelu(channels)
+            self.ln_context = LayerNormGelu(channels)
 
     def forward(
         self,
@@ -63,7 +63,7 @@ class DecoderAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """The context that later layers see, and the condition of the prior."""
         if self.layer_norm:
-            context_BCHW = context_BCHW + gelu(self.ln_context(context_BCHW))
+            context_BCHW = self.ln_context(context_BCHW)
         if self.muted:
             return context_BCHW, context_BCHW
         if self.layer_norm:
@@ -74,7 +74,7 @@ class DecoderAttention(nn.Module):
         attend, _ = choose(self.implementation, query_BKHW, keys_BKHW, values_BCHW)
         a_BCHW = attend(query_BKHW, keys_BKHW, values_BCHW)
         if self.layer_norm:
-            a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
+            a_BCHW = self.ln_attn(a_BCHW)
         return context_BCHW, torch.addcmul(context_BCHW, self.gamma, a_BCHW)
 
     def probabilities(
@@ -97,8 +97,8 @@ class EncoderAttention(nn.Module):
         self.implementation: Implementation = "auto"
         self.layer_norm = config.layer_norm
         if config.layer_norm:
-            self.ln_cond = ChannelLayerNorm(channels)
-            self.ln_attn = ChannelLayerNorm(channels)
+            self.ln_cond = LayerNormGelu(channels)
+            self.ln_attn = LayerNormGelu(channels)
 
     def forward(
         self,
@@ -109,7 +109,7 @@ class EncoderAttention(nn.Module):
         """The condition of the posterior; the first slot is the layer's own."""
         condition_BCHW = values_BCHW[0]
         if self.layer_norm:
-            condition_BCHW = condition_BCHW + gelu(self.ln_cond(condition_BCHW))
+            condition_BCHW = self.ln_cond(condition_BCHW)
         if self.muted:
             return condition_BCHW
         keys_BKHW, values_BCHW = _without(self.hidden, keys_BKHW), _without(self.hidden, values_BCHW)
@@ -117,7 +117,7 @@ class EncoderAttention(nn.Module):
         attend, _ = choose(self.implementation, query_BKHW, keys_BKHW, values_BCHW)
         a_BCHW = attend(query_BKHW, keys_BKHW, values_BCHW)
         if self.layer_norm:
-            a_BCHW = a_BCHW + gelu(self.ln_attn(a_BCHW))
+            a_BCHW = self.ln_attn(a_BCHW)
         return torch.addcmul(condition_BCHW, self.gamma, a_BCHW)
 
     def probabilities(

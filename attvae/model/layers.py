@@ -4,20 +4,20 @@ Legend: B batch, C channels in, O channels out, H and W the map.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from attvae.kernels.layer_norm_gelu import compiled as compiled_layer_norm_gelu
+from attvae.kernels.weight_norm import by_torch as weight_norm_by_torch
+from attvae.kernels.weight_norm import compiled as compiled_weight_norm
 from attvae.model.batch_norm import BatchNorm, SyncBatchNorm
 from attvae.model.config import Norm
 
 PUBLISHED_VARIANCE = 0.33
-MIN_NORM = 1e-6
-"""Of a direction v, as published: a zero kernel stays one."""
+LAYER_NORM_EPS = 1e-5
 
 
 def scaled_uniform_(parameter: Tensor, fan_in: int) -> None:
@@ -57,39 +57,13 @@ class WeightNormConv2d(nn.Module):
 
     def kernel(self) -> Float[Tensor, "o c kh kw"]:
         """The effective kernel."""
-        return _WeightNorm.apply(self.v, self.log_g)  # type: ignore[no-untyped-call]
+        weight_norm = compiled_weight_norm if compiled_weight_norm.runs_on(self.v, self.log_g) else weight_norm_by_torch
+        return weight_norm.weight_norm(self.v, self.log_g)
 
     def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
         if self.stride == 1 or self.padding == 0:
             return F.conv2d(x_BCHW, self.kernel(), self.bias, self.stride, self.padding)
         return F.conv2d(F.pad(x_BCHW, (0, 1, 0, 1)), self.kernel(), self.bias, self.stride)
-
-
-class _WeightNorm(torch.autograd.Function):
-    """exp(log_g) v / ||v||, per output channel.
-
-    With u = v / ||v|| and the kernel's gradient G: dL/dlog_g = exp(log_g) <G, u>, dL/dv = exp(log_g) / ||v|| (G -
-    <G, u> u) (Salimans & Kingma 2016, equation 3).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, log_g: Tensor) -> Tensor:
-        norm_O = v.flatten(1).norm(dim=1).clamp_min(MIN_NORM)
-        factor_O = log_g.exp() / norm_O
-        ctx.save_for_backward(v, norm_O, factor_O)
-        # As the maps are: a convolution would copy the kernel in both passes.
-        return (v * factor_O[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        v, norm_O, factor_O = ctx.saved_tensors
-        gradient = gradient.flatten(1)
-        unit = v.flatten(1) / norm_O[:, None]  # the square of the norm would leave fp16's range
-        along_O = (gradient * unit).sum(dim=1) * factor_O
-        radial_O = along_O.masked_fill(norm_O <= MIN_NORM, 0)  # a clamped norm is a constant
-        grad_v = torch.mul(gradient, factor_O[:, None]).addcmul_(unit, radial_O[:, None], value=-1)
-        return grad_v.view_as(v), along_O * norm_O
 
 
 class ChannelLayerNorm(nn.Module):
@@ -102,8 +76,17 @@ class ChannelLayerNorm(nn.Module):
 
     def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-        y_BHWC = F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, eps=1e-5)
+        y_BHWC = F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, eps=LAYER_NORM_EPS)
         return y_BHWC.to(x_BCHW.dtype).permute(0, 3, 1, 2)  # on GPUs autocast would leave float32 to all later layers
+
+
+class LayerNormGelu(ChannelLayerNorm):
+    """x + gelu(layer_norm(x)), over the channels of each pixel."""
+
+    def forward(self, x_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if compiled_layer_norm_gelu.runs_on(x_BCHW, self.weight, self.bias):
+            return compiled_layer_norm_gelu.layer_norm_gelu(x_BCHW, self.weight, self.bias, LAYER_NORM_EPS)
+        return x_BCHW + gelu(super().forward(x_BCHW))
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:

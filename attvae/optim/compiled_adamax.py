@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attvae.compiled_c import GRAIN, compiled
+from attvae.compiled_c import compiled, threads_for
 from attvae.optim.adamax import Adamax
 from attvae.optim.config import OptimConfig
 
@@ -73,8 +73,7 @@ class CompiledAdamax(Adamax):
         )
         update = _compiled()
         assert not isinstance(update, str)
-        threads = max(1, min(torch.get_num_threads(), elements // GRAIN))
-        update(table.buffer_info()[0], len(params) - len(others), threads, coefficients)
+        update(table.buffer_info()[0], len(params) - len(others), threads_for(elements), coefficients)
         torch.autograd.graph.increment_version(written)  # a graph that has kept one of them must not use it now
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from golden.arrays import arrays, assert_close, nchw, weights
 
-from attvae.model.layers import ChannelLayerNorm, WeightNormConv2d, _WeightNorm, gelu, make_norm, scaled_uniform_
+from attvae.model.layers import ChannelLayerNorm, WeightNormConv2d, gelu, make_norm, scaled_uniform_
 from attvae.model.official import load_weights
 from attvae.model.residual_cell import bilinear_double, nearest_double
 
@@ -60,35 +60,6 @@ def test_group_norm_does_not_depend_on_the_batch() -> None:
     norm = make_norm("group", 12)
     x = torch.randn(4, 12, 5, 5)
     torch.testing.assert_close(norm(x)[:2], norm(x[:2]))
-
-
-@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (4, 6, 1, 1), (3, 1, 5, 5)])
-def test_weight_normalisation_has_the_gradients_of_torchs(shape: tuple[int, ...]) -> None:
-    v, log_g = torch.randn(shape, dtype=torch.double), torch.randn(shape[0], dtype=torch.double)
-    conv = WeightNormConv2d(shape[1], shape[0], shape[2]).double()
-    conv.v.data, conv.log_g.data = v, log_g
-    own = v.clone().requires_grad_(), log_g.clone().requires_grad_()
-    expected = torch._weight_norm(own[0], own[1].exp()[:, None, None, None], 0)
-    torch.testing.assert_close(conv.kernel(), expected, rtol=1e-12, atol=1e-12)
-    gradient = torch.randn_like(v)
-    found = torch.autograd.grad(conv.kernel(), (conv.v, conv.log_g), gradient)
-    torch.testing.assert_close(found, torch.autograd.grad(expected, own, gradient), rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(_WeightNorm.apply, own)
-
-
-@pytest.mark.parametrize("norm", [3e-4, 1e-2, 1.0, 300.0, 2e4])
-def test_weight_normalisation_in_half_precision(norm: float) -> None:
-    """Gradients of kernels whose squared norm fp16 cannot hold, against autograd in float64 from the same numbers."""
-    v = torch.randn(4, 8, 3, 3)
-    v = (v / v.flatten(1).norm(dim=1)[:, None, None, None] * norm).half().requires_grad_()
-    log_g = torch.full((4,), norm).log().half().requires_grad_()
-    gradient = torch.randn(4, 8, 3, 3).half()
-    exact = v.detach().double().requires_grad_(), log_g.detach().double().requires_grad_()
-    expected = torch._weight_norm(exact[0], exact[1].exp()[:, None, None, None], 0)
-    found = torch.autograd.grad(_WeightNorm.apply(v, log_g), (v, log_g), gradient)
-    wanted = torch.autograd.grad(expected, exact, gradient.double())
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert (ours.double() - theirs).norm() < 2e-2 * theirs.norm()
 
 
 def test_a_zero_kernel_learns() -> None:

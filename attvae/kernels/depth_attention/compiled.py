@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from attvae.compiled_c import left_to_torch
 from attvae.kernels.depth_attention import weighted_maps
 from attvae.kernels.depth_attention.slot_gradient import Place, place_of
 from attvae.kernels.depth_attention.weighted_maps import (
@@ -29,10 +29,8 @@ from attvae.kernels.depth_attention.weighted_maps import (
 
 def unsupported(query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], values_BCHW: Sequence[Tensor]) -> str | None:
     """Why it cannot run on these, in a sentence; None if it can."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "a graph of torch's operations is made"
-    if forward_ad._current_level >= 0:
-        return "it has no derivatives in forward mode"
+    if (reason := left_to_torch()) is not None:
+        return reason
     if not keys_BKHW or len(keys_BKHW) != len(values_BCHW):
         return f"it needs a key for each value, got {len(keys_BKHW)} and {len(values_BCHW)}"
     b, k, h, w = query_BKHW.shape

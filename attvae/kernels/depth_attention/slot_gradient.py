@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attvae.compiled_c import left_to_torch
 from attvae.kernels.depth_attention import weighted_maps
 
 
@@ -22,8 +23,7 @@ def cut(whole_BCHW: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     Gradients of these two by themselves, and second derivatives, are errors. Ask for that of the whole and of one of
     the two in one call, and what the layers have left is in the whole's only.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    collects = whole_BCHW.requires_grad and torch.is_grad_enabled() and not traced
+    collects = whole_BCHW.requires_grad and torch.is_grad_enabled() and left_to_torch() is None
     if collects and whole_BCHW.device.type == "cpu" and whole_BCHW.dtype == torch.float32:
         return _Cut.apply(whole_BCHW, channels)  # type: ignore[no-untyped-call]
     value_BCHW, key_BKHW = whole_BCHW.split([channels, whole_BCHW.shape[1] - channels], dim=1)

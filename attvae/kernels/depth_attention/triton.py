@@ -20,7 +20,7 @@ compile for Hopper (`make test-triton`); no GPU has run them yet.
 Legend: B batch, C value channels, K key channels, H and W the map, n slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from typing import Any, NamedTuple
@@ -170,15 +170,9 @@ def _attend(
     query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], values_BCHW: Sequence[Tensor], scale: float
 ) -> tuple[Tensor, Tensor]:
     """The output, and for each pixel the log of the softmax's sum."""
-    slots = _Slots(query_BKHW, keys_BKHW, values_BCHW)
-    query = _placed(query_BKHW, slots.channels_last)
-    out_BCHW = _like(values_BCHW[0], slots.channels_last)
-    log_sum_BHW = torch.empty_like(query_BKHW[:, 0], dtype=torch.float32, memory_format=torch.contiguous_format)
-    with torch.cuda.device_of(query_BKHW):
-        triton_kernels.forward[slots.grid](
-            slots.table(), query.tensor, out_BCHW, log_sum_BHW, len(keys_BKHW), scale,
-            query.step, query.apart, **slots.cut,
-        )  # fmt: skip
+    launch, *results = prepared(query_BKHW, keys_BKHW, values_BCHW, scale)
+    launch()
+    out_BCHW, log_sum_BHW = results
     return out_BCHW, log_sum_BHW
 
 
@@ -198,15 +192,8 @@ def _attend_backward(
     scale: float,
 ) -> list[Tensor]:
     """Gradients of the query, of each key and of each value."""
-    slots = _Slots(query_BKHW, keys_BKHW, values_BCHW)
-    query, grad = (_placed(tensor, slots.channels_last) for tensor in (query_BKHW, grad_BCHW))
-    grads = [_like(tensor, slots.channels_last) for tensor in (query_BKHW, *keys_BKHW, *values_BCHW)]
-    waiting_2nBHW = log_sum_BHW.new_empty((2, len(keys_BKHW), *log_sum_BHW.shape))
-    with torch.cuda.device_of(query_BKHW):
-        triton_kernels.backward[slots.grid](
-            slots.table(grads[1:]), query.tensor, grad.tensor, grads[0], log_sum_BHW, waiting_2nBHW, len(keys_BKHW),
-            scale, query.step, query.apart, grad.step, grad.apart, **slots.cut,
-        )  # fmt: skip
+    launch, grads = prepared_backward(grad_BCHW, query_BKHW, keys_BKHW, values_BCHW, log_sum_BHW, scale)
+    launch()
     return grads
 
 
@@ -242,6 +229,51 @@ class _DepthAttention(torch.autograd.Function):
 
 
 # --------------------------------------------------------------------------- what a launch needs
+
+
+def prepared(
+    query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], values_BCHW: Sequence[Tensor], scale: float
+) -> tuple[Callable[[], None], Tensor, Tensor]:
+    """The forward kernel's launch, with all that it needs on the device, and what it fills: `_attend`'s results."""
+    slots = _Slots(query_BKHW, keys_BKHW, values_BCHW)
+    query = _placed(query_BKHW, slots.channels_last)
+    out_BCHW = _like(values_BCHW[0], slots.channels_last)
+    log_sum_BHW = torch.empty_like(query_BKHW[:, 0], dtype=torch.float32, memory_format=torch.contiguous_format)
+    table = slots.table()
+
+    def launch() -> None:
+        with torch.cuda.device_of(query_BKHW):
+            triton_kernels.forward[slots.grid](
+                table, query.tensor, out_BCHW, log_sum_BHW, len(keys_BKHW), scale,
+                query.step, query.apart, **slots.cut,
+            )  # fmt: skip
+
+    return launch, out_BCHW, log_sum_BHW
+
+
+def prepared_backward(
+    grad_BCHW: Tensor,
+    query_BKHW: Tensor,
+    keys_BKHW: Sequence[Tensor],
+    values_BCHW: Sequence[Tensor],
+    log_sum_BHW: Tensor,
+    scale: float,
+) -> tuple[Callable[[], None], list[Tensor]]:
+    """The backward kernel's launch likewise, and what it fills: `_attend_backward`'s results."""
+    slots = _Slots(query_BKHW, keys_BKHW, values_BCHW)
+    query, grad = (_placed(tensor, slots.channels_last) for tensor in (query_BKHW, grad_BCHW))
+    grads = [_like(tensor, slots.channels_last) for tensor in (query_BKHW, *keys_BKHW, *values_BCHW)]
+    waiting_2nBHW = log_sum_BHW.new_empty((2, len(keys_BKHW), *log_sum_BHW.shape))
+    table = slots.table(grads[1:])
+
+    def launch() -> None:
+        with torch.cuda.device_of(query_BKHW):
+            triton_kernels.backward[slots.grid](
+                table, query.tensor, grad.tensor, grads[0], log_sum_BHW, waiting_2nBHW, len(keys_BKHW),
+                scale, query.step, query.apart, grad.step, grad.apart, **slots.cut,
+            )  # fmt: skip
+
+    return launch, grads
 
 
 class _Placed(NamedTuple):

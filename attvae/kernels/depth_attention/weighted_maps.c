@@ -9,6 +9,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "../exponential.h"
+#include "../sums.h"
+
 struct map {
     float *at;
     long long sample, row; /* from one to the next */
@@ -25,11 +28,6 @@ enum {
     BLOCK = 64,  /* pixels whose softmax is taken at a time */
     AHEAD = 8,   /* rows: asked for so early, as the core does not foresee rows that are far apart, of few numbers each */
 };
-
-typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float half __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float quarter __attribute__((vector_size(16), aligned(4), may_alias));
-enum { LANES = sizeof(lanes) / sizeof(float), QUARTER = LANES / 4 };
 
 #define SPECIALISED static inline __attribute__((always_inline)) /* for each `count` */
 
@@ -99,23 +97,6 @@ void weighted_sum(const struct map *out, const struct map *maps, long long count
     }
 }
 
-/* The sum of products, `sums` being those before i. */
-static inline float total(lanes sums, const float *x, const float *y, long long i, long long width)
-{
-    half halves[2];
-    quarter quarters[2];
-    memcpy(halves, &sums, sizeof(halves));
-    halves[0] += halves[1];
-    memcpy(quarters, halves, sizeof(quarters));
-    quarter some = quarters[0] + quarters[1];
-    for (; i + QUARTER <= width; i += QUARTER)
-        some += *(const quarter *)(x + i) * *(const quarter *)(y + i);
-    float sum = (some[0] + some[2]) + (some[1] + some[3]);
-    for (; i < width; i++)
-        sum += x[i] * y[i];
-    return sum;
-}
-
 SPECIALISED void multiply(const float *one, long long apart, const struct map *maps, struct shape s, long long sample,
                           int count)
 {
@@ -165,20 +146,6 @@ void products(const struct map *one, const struct map *maps, long long count, st
         default: multiply(from, one->row, maps + n, s, sample, AT_ONCE);
         }
     }
-}
-
-/* e^x for x <= 0, within two units in the last place; 0 below 2^-126. As 2^k e^r with |r| <= ln(2) / 2 and Taylor's series,
- * whose rest is below 2^-27. Without branches, so that several are taken at a time. */
-static inline float exponential(float x)
-{
-    const float rounding = 0x1.8p23f; /* added to a small number, and taken away again, it leaves a whole one */
-    float k = x * 1.44269504f + rounding - rounding;
-    float r = x - k * 0.693359375f + k * 2.12194440e-4f; /* ln(2) in two parts: the first product is exact */
-    float series = 1 + r * (1 + r / 2 * (1 + r / 3 * (1 + r / 4 * (1 + r / 5 * (1 + r / 6 * (1 + r / 7))))));
-    unsigned bits = (unsigned)(int)(k + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof(power));
-    return x < -87 ? 0 : series * power;
 }
 
 /* x[n][pixel], for all n: the softmax over n of scale times x. */

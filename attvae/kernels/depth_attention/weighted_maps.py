@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attvae.compiled_c import GRAIN, compiled
+from attvae.compiled_c import compiled, threads_for
 
 
 class _Shape(Structure):
@@ -66,13 +66,13 @@ def products(one_BCHW: Float[Tensor, "b c h w"], maps_BCHW: Sequence[Float[Tenso
 def softmax_(scores_nBHW: Float[Tensor, "n b h w"], scale: float) -> None:
     """Scores, contiguous, become the softmax over the maps n of scale times scores."""
     n, total = len(scores_nBHW), scores_nBHW.numel()
-    _loaded().softmax(scores_nBHW.data_ptr(), n, total // n, scale, _threads(total))
+    _loaded().softmax(scores_nBHW.data_ptr(), n, total // n, scale, threads_for(total))
 
 
 def softmax_gradient_(grads_nBHW: Float[Tensor, "n b h w"], p_nBHW: Float[Tensor, "n b h w"], scale: float) -> None:
     """Gradients of what `softmax_` gave, p, become those of the scores that it was given; both contiguous."""
     n, total = len(p_nBHW), p_nBHW.numel()
-    _loaded().softmax_gradient(grads_nBHW.data_ptr(), p_nBHW.data_ptr(), n, total // n, scale, _threads(total))
+    _loaded().softmax_gradient(grads_nBHW.data_ptr(), p_nBHW.data_ptr(), n, total // n, scale, threads_for(total))
 
 
 def is_channels_last(map_BCHW: Tensor) -> bool:
@@ -120,14 +120,10 @@ def _call(
     shape = _Shape(b, h * w, c, 1) if channels_last else _Shape(b, c, h * w, 0)
     address = table.buffer_info()[0]
     n = len(maps_BCHW)
-    function(address, address + 4 * table.itemsize, n, shape, _threads(n * one_BCHW.numel()))
+    function(address, address + 4 * table.itemsize, n, shape, threads_for(n * one_BCHW.numel()))
 
 
 def _loaded() -> CDLL:
     library = _library()
     assert isinstance(library, CDLL), library
     return library
-
-
-def _threads(elements: int) -> int:
-    return max(1, min(torch.get_num_threads(), elements // GRAIN))

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from attvae import compiled_c
+from attvae.bench.sampling import made
 from attvae.kernels.depth_attention import weighted_maps
 from attvae.kernels.depth_attention.choose import choose
 from attvae.kernels.depth_attention.compiled import depth_attention, unsupported
@@ -178,7 +180,7 @@ def test_recomputed_layers() -> None:
 
 @ORDERS
 def test_the_same_bits_with_any_number_of_threads(order: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weighted_maps, "GRAIN", 1)
+    monkeypatch.setattr(compiled_c, "GRAIN", 1)
     leaves, loss = stacks(order)
     before, found = torch.get_num_threads(), []
     try:
@@ -306,6 +308,24 @@ def test_torch_compile_gets_torch_operations() -> None:
     torch.testing.assert_close(found, expected)
     both = (gradients(output, leaves, torch.ones(2, 5, 3, 4)) for output in (found, expected))
     torch.testing.assert_close(*both)
+
+
+def test_a_traced_model_is_torch_operations() -> None:
+    model = made(3)
+
+    class Head(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *noise: Tensor) -> Tensor:
+            return model.sample_head(2, 0.8, noise)
+
+    with torch.no_grad():
+        noises = ([normal(2, *shape, seed=seed).detach() for shape in model.latent_shapes] for seed in range(2))
+        traced = torch.jit.trace(Head(), tuple(next(noises)))
+        other = next(noises)
+        torch.testing.assert_close(traced(*other), Head()(*other), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
