@@ -5,9 +5,11 @@
 Prints JSON objects, each on its line as soon as it is known: the environment, each `row`, each `tiling`.
 
 One layer attends to L slots: the paper's widths, maps of 16x16, batch 32. Needs a GPU and nothing beyond torch and
-Triton. `forward` and `forward_backward` are replays of a CUDA graph, so what the GPU takes; `eager_ms` is forward and
-backward without one, so with what the CPU takes to launch them. All methods of a row take turns, the second-level cache
-emptied before each; median, fastest and slowest. GB/s are of the least that must be moved (`bytes_moved`), whatever the
+Triton. `forward` and `forward_backward` are replays of a CUDA graph, so what the GPU takes; those of the Triton kernels
+hold the kernels alone, their tables of addresses on the device already. `eager_ms` is forward and backward without a
+graph, so with all copies, and with what the CPU takes to launch them. All methods of a row take turns; 1 GiB is read
+before each, which leaves nothing of it, and nothing to be written, in the second-level cache. Median, fastest and
+slowest. GB/s are of the least that must be moved (`bytes_moved`), whatever the
 method moves, and `of_copy` sets them against a copy of 1 GiB in the same turns. `error` is the distance from float64;
 where it is more than rounding, nothing more is timed. `tiling` cuts the work in another way; the first is that in use.
 
@@ -21,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Attention = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]
+Work = Callable[[], Any]
 ERROR_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -113,7 +117,7 @@ class Bench:
     def copy(self) -> None:
         self.target.copy_(self.source)
 
-    def graph(self, work: Callable[[], Any]) -> Callable[[], Any]:
+    def graph(self, work: Work) -> Work:
         """The work as a CUDA graph's replay."""
         if self.device.type == "cpu":
             return work
@@ -124,11 +128,11 @@ class Bench:
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="relaxed"):  # each call takes page-locked memory for its table
+        with torch.cuda.graph(graph):
             work()
         return graph.replay
 
-    def ms(self, works: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
+    def ms(self, works: dict[str, Work]) -> dict[str, dict[str, float]]:
         """Median, fastest and slowest of each, in turns."""
         times: dict[str, list[float]] = {name: [] for name in works}
         for turn in range(self.repeats + 1):  # the first warms up
@@ -141,8 +145,8 @@ class Bench:
             for name, taken in times.items()
         }
 
-    def _once(self, work: Callable[[], Any]) -> float:
-        self.target.zero_()  # larger than the second-level cache
+    def _once(self, work: Work) -> float:
+        self.source.view(torch.int64).sum()  # larger than the second-level cache
         if self.device.type == "cpu":
             start = time.perf_counter()
             work()
@@ -156,7 +160,8 @@ class Bench:
         return begin.elapsed_time(end)
 
 
-def steps(attention: Attention, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> tuple[Callable, Callable]:
+def steps(attention: Attention, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> tuple[Work, Work]:
+    """Forward, and forward with backward."""
     leaves = [query, *keys, *values]
     with torch.no_grad():
         upstream = torch.randn_like(attention(query, keys, values))
@@ -171,17 +176,34 @@ def steps(attention: Attention, query: Tensor, keys: list[Tensor], values: list[
     return forward, forward_backward
 
 
-def row(bench: Bench, case: Case, methods: dict[str, Attention], bytes_moved: Callable[..., tuple[int, int]]) -> dict:
+def launches(kernel: ModuleType, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> tuple[Work, Work]:
+    """Likewise of the Triton kernels, without what comes before: the operator makes a table of addresses each time."""
+    query, *slots = (leaf.detach() for leaf in (query, *keys, *values))
+    keys, values = slots[: len(keys)], slots[len(keys) :]
+    forward, out, log_sum = kernel.prepared(query, keys, values, 1.0)
+    backward, _ = kernel.prepared_backward(torch.randn_like(out), query, keys, values, log_sum, 1.0)
+
+    def forward_backward() -> None:
+        forward()
+        backward()
+
+    return forward, forward_backward
+
+
+def row(bench: Bench, case: Case, kernel: ModuleType, others: dict[str, Attention]) -> dict[str, Any]:
+    """Figures of the Triton kernels and of the other methods."""
     maps = made(case, bench.device)
-    forward_bytes, backward_bytes = bytes_moved(*maps)
-    eager = {name: steps(attention, *maps) for name, attention in methods.items()}
-    works: dict[str, dict[str, Callable]] = {"forward": {}, "forward_backward": {}}
-    for name, (forward, forward_backward) in eager.items():
-        works["forward"][name] = bench.graph(forward)
-        works["forward_backward"][name] = bench.graph(forward_backward)
-    figures: dict[str, Any] = {name: {} for name in methods}
-    for part, moved in (("forward", forward_bytes), ("forward_backward", forward_bytes + backward_bytes)):
-        taken = bench.ms({"copy": bench.copy, **works[part]})
+    forward_bytes, backward_bytes = kernel.bytes_moved(*maps)
+    eager = {name: steps(attention, *maps) for name, attention in {"triton": kernel.depth_attention, **others}.items()}
+    graphs = {
+        name: [bench.graph(work) for work in works]
+        for name, works in {**eager, "triton": launches(kernel, *maps)}.items()
+    }
+    figures: dict[str, Any] = {name: {} for name in eager}
+    for i, (part, moved) in enumerate(
+        (("forward", forward_bytes), ("forward_backward", forward_bytes + backward_bytes))
+    ):
+        taken = bench.ms({"copy": bench.copy, **{name: works[i] for name, works in graphs.items()}})
         copied = 2 * bench.source.numel() / taken.pop("copy")["median"]
         for name, ms in taken.items():
             rate = moved / ms["median"]
@@ -232,9 +254,8 @@ def main() -> None:
             f"gpu_attention: {missing}; it needs triton (pip install triton), and this repository: PYTHONPATH=."
         ) from None
 
-    bench = Bench(torch.device("cuda" if has_gpu else "cpu"), *((2, 1 << 10) if rehearse else (30, 1 << 30)))
+    bench = Bench(torch.device("cuda" if has_gpu else "cpu"), *((2, 1 << 10) if rehearse else (20, 1 << 30)))
     cases, tiled, tilings = ([TINY], TINY, TILINGS[:2]) if rehearse else (CASES, TILED, TILINGS)
-    methods = {"triton": kernel.depth_attention, "published": published, "torch": torch_attention}
     environment = {
         "device": torch.cuda.get_device_name() if has_gpu else "none, in Triton's interpreter",
         "torch": torch.__version__,
@@ -248,11 +269,10 @@ def main() -> None:
         found = error(kernel.depth_attention, *made(case, bench.device))
         if not found <= ERROR_ALLOWED[case.dtype]:
             raise SystemExit(f"gpu_attention: the kernel is wrong by {found:.2g} at {described(case)}: it is not timed")
-        say("row", {**row(bench, case, methods, kernel.bytes_moved), "error": found})
+        say("row", {**row(bench, case, kernel, {"published": published, "torch": torch_attention}), "error": found})
     for change in tilings:
         kernel.tiling = kernel.Tiling(**change)
-        timed = row(bench, tiled, {"triton": kernel.depth_attention}, kernel.bytes_moved)
-        say("tiling", {**described(tiled), **kernel.tiling._asdict(), **timed["triton"]})
+        say("tiling", {**described(tiled), **kernel.tiling._asdict(), **row(bench, tiled, kernel, {})["triton"]})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("eager", "optimizers", "depth_attention", "compiled")
-LISTS = {"row": "rows", "tiling": "tilings"}
+LISTS = {"row": "rows", "attention": "attentions", "tiling": "tilings"}
 TIMED_OUT = (124, 137)  # exit codes of the timeout command
 
 

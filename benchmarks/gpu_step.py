@@ -3,12 +3,13 @@
     PYTHONPATH=. python3 benchmarks/gpu_step.py eager|compiled|optimizers [--batch B ...]
 
 benchmarks/gpu.sh runs all parts, each with a limit of time, and merges what they print: JSON objects, each on its line
-as soon as it is known, the environment and each `row`.
+as soon as it is known, the environment, each `row`, each `attention`.
 
 The model computes in bf16 (torch.autocast), its parameters are fp32; a step is the forward and the backward pass, the
 norm of the gradients and the update with its average of the weights, on random images. Each step is waited for; the
 first few, which fill caches and choose algorithms, do not count. `mfu` is the rate of the model FLOPs
-(attvae/model/flops.py) over the matrix rate measured here.
+(attvae/model/flops.py) over the matrix rate measured here. `attention` is all depth-wise attention of such a step,
+forward and backward, by itself.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import gc
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 
 from attvae.kernels.depth_attention.choose import choose as choose_attention
 from attvae.model.config import ModelConfig
+from attvae.model.depth_attention import Slot
 from attvae.model.flops import training_flops
+from attvae.model.residual_cell import ResidualCell
 from attvae.model.vae import DeepVAE
 from attvae.objective import training_loss
 from attvae.optim.choose import choose as choose_optimizer
@@ -120,88 +123,105 @@ class Bench:
             step()
             return True
         except RuntimeError as error:
-            if any(sign in str(error) for sign in NO_ROOM):
+            if no_room(error):
                 return False
             raise
         finally:
             step = None  # type: ignore[assignment]
-            self.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self.clear()
 
-    def measured(self, batch: int, matrix_tflops: float) -> dict[str, Any]:
-        """A row: the step with so many images."""
+    def clear(self) -> None:
+        """Gives the memory back that steps have left."""
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        step = self.step(batch)
-        begun = time.perf_counter()
-        self.waited(step)
-        first_s = time.perf_counter() - begun
-        seconds = self.seconds(step, WARMUP_STEPS - 1, STEPS)
-        peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
-        tflops = self.flops * batch / median(seconds) / 1e12
-        return {
-            "batch": batch,
-            "step_ms": spread([1000 * s for s in seconds]),
-            "first_step_s": first_s,
-            "images_per_s": batch / median(seconds),
-            "peak_memory_gb": peak,
-            "tflops": tflops,
-            "mfu": tflops / matrix_tflops,
-        }
+
+    def measured(
+        self, steps: Mapping[str, Callable[[], None]], batch: int, matrix_tflops: float
+    ) -> dict[str, dict[str, Any]]:
+        """For each kind of step, on so many images, a row; they take turns."""
+        warmup, repeats = (1, 2) if self.rehearse else (WARMUP_STEPS, STEPS)
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        peaks: dict[str, float] = dict.fromkeys(steps, 0.0)
+        for _ in range(warmup + repeats):
+            for name, step in steps.items():
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                taken[name].append(self.timed(step))
+                if self.device.type == "cuda":
+                    peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() / 1e9)
+
+        def row(name: str) -> dict[str, Any]:
+            seconds = taken[name][warmup:]
+            tflops = self.flops * batch / median(seconds) / 1e12
+            return {
+                "step_ms": spread([1000 * s for s in seconds]),
+                "first_step_s": taken[name][0],
+                "images_per_s": batch / median(seconds),
+                "peak_memory_gb": peaks[name] or None,
+                "tflops": tflops,
+                "mfu": tflops / matrix_tflops,
+            }
+
+        return {name: row(name) for name in steps}
 
     def attention(self, batch: int) -> dict[str, Any]:
-        """Depth-wise attention alone, forward and backward, with the shapes of all layers of both paths."""
-        config = self.config
+        """Depth-wise attention alone, forward and backward: the shapes and places of all layers' maps in both paths."""
+        config, count = self.config, self.config.num_layers + 1
         _, height, width = self.model.latent_shapes[0]
-        generative = (config.context_width, config.decoder_key_dim, range(1, config.num_layers))
-        inference = (config.encoder_width, config.encoder_key_dim, range(2, config.num_layers + 2))
 
-        def slots(channels: int) -> list[Tensor]:
-            shape = (batch, channels, height, width)
-            return [
-                torch.randn(shape, device=self.device, dtype=torch.bfloat16)
-                .contiguous(memory_format=torch.channels_last)
-                .requires_grad_()
-                for _ in range(config.num_layers + 1)
-            ]
+        def made(channels: int) -> Tensor:
+            noise = torch.randn(batch, channels, height, width, device=self.device).to(torch.bfloat16)
+            return noise.contiguous(memory_format=torch.channels_last).requires_grad_()
 
-        paths = [(slots(c), slots(k), slots(k)[0], counts) for c, k, counts in (generative, inference)]
+        contexts = [made(config.context_width + config.decoder_key_dim) for _ in range(count)]
+        features = [made(config.encoder_width + config.encoder_key_dim) for _ in range(count)]
+        cell = made(
+            config.context_width + 2 * config.decoder_key_dim
+        )  # context, whose first channels are a query, too; key; query
+        newest = made(config.context_width)  # its value is normalised for the layer just below
         which = ""
 
         def run() -> None:
-            nonlocal which
+            generative = [Slot.cut(whole, config.context_width) for whole in contexts]
+            inference = [Slot.cut(whole, config.encoder_width) for whole in features]
             outputs = []
-            for values, keys, query, counts in paths:
-                for n in counts:
-                    attend, which = choose_attention("auto", query, keys[:n], values[:n])
-                    outputs.append(attend(query, keys[:n], values[:n]))
+
+            def attend(query: Tensor, slots: Sequence[Slot], values: list[Tensor]) -> None:
+                nonlocal which
+                keys = [slot.key for slot in slots]
+                implementation, which = choose_attention("auto", query, keys, values)
+                outputs.append(implementation(query, keys, values))
+
+            for n in range(1, config.num_layers):
+                values = [*(slot.value for slot in generative[: n - 1]), newest]
+                attend(cell[:, -config.decoder_key_dim :], generative[:n], values)
+            for n in range(2, count + 1):
+                attend(cell[:, : config.encoder_key_dim], inference[:n], [slot.value for slot in inference[:n]])
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-            for values, keys, query, _ in paths:
-                for tensor in (*values, *keys, query):
-                    tensor.grad = None
+            for whole in (*contexts, *features, cell, newest):
+                whole.grad = None
 
         seconds = self.seconds(run, 2, 5)
         return {"implementation": which, "ms": spread([1000 * s for s in seconds])}
 
-    def waited(self, work: Callable[[], None]) -> None:
+    def timed(self, work: Callable[[], Any]) -> float:
+        """Seconds until the device has done it."""
+        begun = time.perf_counter()
         work()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - begun
 
-    def seconds(self, work: Callable[[], None], warmup: int, repeats: int) -> list[float]:
+    def seconds(self, work: Callable[[], Any], warmup: int, repeats: int) -> list[float]:
         if self.rehearse:
             warmup, repeats = 0, 2
-        for _ in range(warmup):
-            self.waited(work)
-        found = []
-        for _ in range(repeats):
-            begun = time.perf_counter()
-            self.waited(work)
-            found.append(time.perf_counter() - begun)
-        return found
+        return [self.timed(work) for _ in range(warmup + repeats)][warmup:]
+
+
+def no_room(error: RuntimeError) -> bool:
+    return any(sign in str(error) for sign in NO_ROOM)
 
 
 def attainable(bench: Bench) -> dict[str, float]:
@@ -210,34 +230,66 @@ def attainable(bench: Bench) -> dict[str, float]:
     a, b = torch.randn(2, size, size, device=bench.device).to(torch.bfloat16)
     source = torch.zeros(elements, dtype=torch.bfloat16, device=bench.device)
     target = torch.empty_like(source)
-    product = min(bench.seconds(lambda: torch.mm(a, b), 3, 10))  # type: ignore[arg-type, return-value]
-    copy = min(bench.seconds(lambda: target.copy_(source), 3, 10))  # type: ignore[arg-type, return-value]
+    product = min(bench.seconds(lambda: torch.mm(a, b), 3, 10))
+    copy = min(bench.seconds(lambda: target.copy_(source), 3, 10))
     return {"matrix_tflops": 2 * size**3 / product / 1e12, "copy_gb_per_s": 2 * source.nbytes / copy / 1e9}
 
 
-def eager(bench: Bench, batches: Sequence[int], rates: dict[str, float]) -> Iterator[dict[str, Any]]:
+Entries = Iterator[tuple[str, dict[str, Any]]]
+"""What a part finds, each with what it is."""
+
+
+def eager(bench: Bench, batches: Sequence[int], rates: dict[str, float]) -> Entries:
     """The published batch, and then the largest."""
 
-    def row(batch: int) -> dict[str, Any]:
-        found, attention = bench.measured(batch, rates["matrix_tflops"]), bench.attention(batch)
-        share = attention["ms"]["median"] / found["step_ms"]["median"]
-        return {**found, "depth_attention": attention, "depth_attention_share": share}
+    def entries(batch: int) -> Entries:
+        found = bench.measured({"step": bench.step(batch)}, batch, rates["matrix_tflops"])["step"]
+        yield "row", {"batch": batch, **found}
+        bench.clear()  # the largest batch leaves little for what follows
+        yield "attention", {"batch": batch, **_attention(bench, batch, found["step_ms"]["median"])}
 
     published = TINY_BATCH if bench.rehearse else PUBLISHED_BATCH
     for batch in batches or [published]:
-        yield row(batch)
+        yield from entries(batch)
     if not batches and (largest := bench.largest_batch()) > published:
-        yield row(largest)
+        yield from entries(largest)
 
 
-def compiled(bench: Bench, batches: Sequence[int], rates: dict[str, float]) -> Iterator[dict[str, Any]]:
-    """The same by torch.compile; what it took to compile is in `first_step_s`."""
-    bench.model.compile(disable=bench.rehearse)
+def _attention(bench: Bench, batch: int, step_ms: float) -> dict[str, Any]:
+    try:
+        found = bench.attention(batch)
+    except RuntimeError as error:
+        if not no_room(error):
+            raise
+        return {"not_measured": str(error)}
+    return {**found, "share_of_step": found["ms"]["median"] / step_ms}
+
+
+def compiled(bench: Bench, batches: Sequence[int], rates: dict[str, float]) -> Entries:
+    """Eager, and with the residual cells by torch.compile; what it took to compile is in `first_step_s`."""
+    backend = "aot_eager" if bench.rehearse else "inductor"
     for batch in batches or [TINY_BATCH if bench.rehearse else PUBLISHED_BATCH]:
-        yield bench.measured(batch, rates["matrix_tflops"])
+        torch.compiler.reset()
+        compile_cells(bench.model, backend)
+        step = bench.step(batch)
+
+        def eager_step(step: Callable[[], None] = step) -> None:
+            with torch.compiler.set_stance("force_eager"):
+                step()
+
+        found = bench.measured({"eager": eager_step, "compiled": step}, batch, rates["matrix_tflops"])
+        speedup = found["eager"]["step_ms"]["median"] / found["compiled"]["step_ms"]["median"]
+        yield "row", {"batch": batch, "backend": backend, **found, "speedup": speedup}
 
 
-def optimizers(bench: Bench, batches: Sequence[int], rates: dict[str, float]) -> Iterator[dict[str, Any]]:
+def compile_cells(model: DeepVAE, backend: str | Callable[..., Any]) -> None:
+    """Cells of one shape share what is compiled: 7 graphs for the paper's 66; the whole model takes minutes."""
+    for module in model.modules():
+        if isinstance(module, ResidualCell):
+            module.compile(backend=backend, dynamic=False, fullgraph=True)
+
+
+def optimizers(bench: Bench, batches: Sequence[int], rates: dict[str, float]) -> Entries:
     """An update alone, average of the weights included: Adamax, and AdamW with and without apex."""
     bench.step(TINY_BATCH)()  # gradients
     parameters = sum(p.numel() for p in bench.model.parameters())
@@ -249,7 +301,7 @@ def optimizers(bench: Bench, batches: Sequence[int], rates: dict[str, float]) ->
             row["not_measured"] = str(error)
         else:
             row["update_ms"] = spread([1000 * s for s in bench.seconds(bench.optimizer.step, 3, 15)])
-        yield row
+        yield "row", row
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -279,8 +331,8 @@ def main() -> None:
     bench = Bench(torch.device("cpu" if asked.rehearse else "cuda"), rehearse=asked.rehearse)
     rates = attainable(bench)
     print(json.dumps({"environment": environment(bench.device), **rates}), flush=True)
-    for row in parts[asked.part](bench, asked.batch or [], rates):
-        print(json.dumps({"row": row}), flush=True)  # at once: the process may be ended before the next
+    for name, entry in parts[asked.part](bench, asked.batch or [], rates):
+        print(json.dumps({name: entry}), flush=True)  # at once: the process may be ended before the next
 
 
 if __name__ == "__main__":

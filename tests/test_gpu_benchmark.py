@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from importlib.metadata import requires
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +15,10 @@ from types import ModuleType
 import pytest
 import torch
 from packaging.requirements import Requirement
+from torch import Tensor
 
 from attvae.config import load
+from attvae.kernels.depth_attention.choose import Implementation, choose
 from attvae.model.config import ModelConfig
 from attvae.spec import DataSpec
 
@@ -114,11 +119,15 @@ def test_a_rehearsal_with_torch_alone(torch_alone: Path, tmp_path: Path) -> None
     assert done.returncode == 1
     assert str(written) in done.stdout
     assert "triton" in found["depth_attention"]["not_measured"]
-    for part in ("eager", "compiled"):
-        for row in found[part]["rows"]:
+    (both,) = found["compiled"]["rows"]
+    compared = [{"batch": both["batch"], **both[kind]} for kind in ("eager", "compiled")]
+    for part, rows in (("eager", found["eager"]["rows"]), ("compiled", compared)):
+        for row in rows:
             assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["step_ms"]["median"])
             assert row["mfu"] == pytest.approx(row["tflops"] / found[part]["matrix_tflops"])
+    assert both["compiled"]["first_step_s"] > both["eager"]["first_step_s"]  # it was compiled
     assert [row["batch"] for row in found["eager"]["rows"]] == [1, 2]
+    assert [attention["batch"] for attention in found["eager"]["attentions"]] == [1, 2]
     *measured, apex = found["optimizers"]["rows"]
     assert all(row["update_ms"]["min"] > 0 for row in measured)
     assert "apex" in apex["not_measured"]
@@ -195,6 +204,67 @@ def test_what_does_not_fit(error: RuntimeError, fits: bool | None, monkeypatch: 
         assert bench._fits(2) is fits
 
 
+def test_a_step_is_told_before_attention_finds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = module(BENCHMARKS / "gpu_step.py", "gpu_step")
+    bench = step.Bench(torch.device("cpu"), rehearse=True)
+    told: list[str] = []
+
+    def fails(batch: int) -> None:
+        assert told == ["row"]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench, "attention", fails)
+    entries = step.eager(bench, [1], {"matrix_tflops": 1.0})
+    told.append(next(entries)[0])
+    assert next(entries) == ("attention", {"batch": 1, "not_measured": "CUDA out of memory"})
+
+
+def test_attention_gets_maps_as_the_model_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes, strides and offsets of what the implementation is called with: none that the model has not."""
+    step = module(BENCHMARKS / "gpu_step.py", "gpu_step")
+    monkeypatch.setitem(step.TINY, "num_layers", 3)
+    bench = step.Bench(torch.device("cpu"), rehearse=True)
+    seen: set[tuple[object, ...]] = set()
+
+    def watched(asked: Implementation, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> object:
+        # The last layer's query comes from a map without a key: the benchmark takes that of any other layer.
+        for kind, count, maps in (("query", 0, [query]), ("key", len(keys), keys), ("value", len(keys), values)):
+            seen.update((kind, count, x.shape, x.stride()[1:], x.storage_offset()) for x in maps)
+        return choose(asked, query, keys, values)
+
+    monkeypatch.setattr(step, "choose_attention", watched)
+    bench.attention(2)
+    ours = seen.copy()
+    seen.clear()
+    monkeypatch.setattr("attvae.model.depth_attention.choose", watched)
+    bench.step(2)()
+    assert ours
+    assert ours <= seen
+
+
+@pytest.mark.slow
+def test_cells_share_what_is_compiled() -> None:
+    """Two more layers need no further graph; the bound is that of the model as it is."""
+    step = module(BENCHMARKS / "gpu_step.py", "gpu_step")
+
+    def graphs_and_bound(num_layers: int, *, compiled: bool) -> tuple[int, Tensor]:
+        graphs: list[torch.fx.GraphModule] = []
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        model = step.DeepVAE(ModelConfig(**step.MODEL | step.TINY | {"num_layers": num_layers}), DataSpec(**step.SPEC))
+        if compiled:
+            step.compile_cells(model, lambda graph, _: graphs.append(graph) or graph.forward)  # type: ignore[func-returns-value]
+        noise = [torch.randn(1, *shape) for shape in model.latent_shapes]
+        bound = model(torch.randint(256, (1, 3, 32, 32)).to(torch.uint8), noise).nelbo_nats
+        return len(graphs), bound
+
+    _, expected = graphs_and_bound(5, compiled=False)
+    three, _ = graphs_and_bound(3, compiled=True)
+    five, bound = graphs_and_bound(5, compiled=True)
+    assert 0 < three == five <= 7
+    torch.testing.assert_close(bound, expected)
+
+
 def test_without_a_gpu_it_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -238,3 +308,38 @@ def test_without_torch_it_says_so(tmp_path: Path) -> None:
     done = started(tmp_path / "results", python, tmp_path)
     assert done.returncode == 2
     assert "has no torch: name one that has with PYTHON=" in done.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_part_that_runs(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Nothing goes on, no temporary folder stays."""
+    began, temporary = tmp_path / "began", tmp_path / "temporary"
+    temporary.mkdir()
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        "    -) echo gpu_rehearsal_today ;;\n"
+        f"    *gpu_step.py) echo $$ >{began}.new && mv {began}.new {began} && exec sleep 300 ;;\n"
+        "esac\n"
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "TMPDIR": str(temporary)}
+    # Also where the tests themselves run with signals ignored, as in the background of a script.
+    command = ["env", "--default-signal=INT,TERM", BENCHMARKS / "gpu.sh", "--rehearse", tmp_path / "results"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as running:
+        try:
+            deadline = time.monotonic() + 60
+            while not began.exists():
+                assert running.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            child = int(began.read_text())
+            os.kill(running.pid, sent)
+            assert running.wait(60) == code
+            with pytest.raises(ProcessLookupError):
+                os.kill(child, 0)
+            assert [*temporary.iterdir()] == []
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)

@@ -29,7 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
-from attvae.kernels.depth_attention import reference, triton_kernels
+from attvae.kernels.depth_attention import triton_kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_CHANNELS = 512
@@ -123,6 +123,8 @@ def failure(query_BKHW: Tensor) -> str | None:
 
 
 def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    from attvae.kernels.depth_attention import reference  # needs another package; the kernels by themselves do not
+
     def results(attend: Any, leaves: Sequence[Tensor]) -> list[Tensor]:
         out_BCHW = attend(leaves[0], leaves[1:3], leaves[3:])
         return [out_BCHW.detach(), *torch.autograd.grad(out_BCHW.float().square().sum(), leaves)]
@@ -170,9 +172,8 @@ def _attend(
     query_BKHW: Tensor, keys_BKHW: Sequence[Tensor], values_BCHW: Sequence[Tensor], scale: float
 ) -> tuple[Tensor, Tensor]:
     """The output, and for each pixel the log of the softmax's sum."""
-    launch, *results = prepared(query_BKHW, keys_BKHW, values_BCHW, scale)
+    launch, out_BCHW, log_sum_BHW = prepared(query_BKHW, keys_BKHW, values_BCHW, scale)
     launch()
-    out_BCHW, log_sum_BHW = results
     return out_BCHW, log_sum_BHW
 
 
