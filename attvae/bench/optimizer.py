@@ -12,7 +12,6 @@ machine strikes all alike:
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attvae.bench.data import machine
+from attvae.bench.spread import as_text, spread
 from attvae.config import RunConfig
 from attvae.data.loader import open_manifest
 from attvae.model.vae import DeepVAE
@@ -135,14 +135,10 @@ def rows(seconds: dict[str, list[Seconds]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"optimizer": name}
         for clock in Seconds._fields:
             own, ours = ([getattr(each, clock) for each in of] for of in (times, seconds[OURS]))
-            row[f"{clock}_ms"] = _spread([1000 * t for t in own])
-            row[f"ours_is_faster_{clock}"] = _spread([t / mine for t, mine in zip(own, ours, strict=True)])
+            row[f"{clock}_ms"] = spread([1000 * t for t in own])
+            row[f"ours_is_faster_{clock}"] = spread([t / mine for t, mine in zip(own, ours, strict=True)])
         found.append(row)
     return found
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -155,12 +151,7 @@ def table(found: dict[str, Any]) -> Table:
     for name in ("ms", "processor's ms", "ours is faster by", "in processor time by"):
         shown.add_column(name, justify="right")
     for row in found["rows"]:
-        cells = [_cell(row[name], 0) for name in ("wall_ms", "cpu_ms")]
-        cells += [_cell(row[name], 2) for name in ("ours_is_faster_wall", "ours_is_faster_cpu")]
+        cells = [as_text(row[name], 0) for name in ("wall_ms", "cpu_ms")]
+        cells += [as_text(row[name], 2) for name in ("ours_is_faster_wall", "ours_is_faster_cpu")]
         shown.add_row(row["optimizer"], *cells)
     return shown
-
-
-def _cell(spread: dict[str, float], digits: int) -> str:
-    median, least, most = (f"{spread[name]:,.{digits}f}" for name in ("median", "min", "max"))
-    return f"{median} ({least} to {most})"

@@ -14,7 +14,6 @@ draw the same images from the same noise; each repeat goes round all, so that a 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from attvae.bench.attention import published
 from attvae.bench.data import machine
+from attvae.bench.spread import as_text, spread
 from attvae.engine.throughput import peak_memory_bytes
 from attvae.evaluation_noise import sampling_noise
 from attvae.model import depth_attention
@@ -203,17 +203,13 @@ def row(seconds: dict[str, list[Seconds]], images: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for clock in Seconds._fields:
         taken = {name: [getattr(each, clock) for each in of] for name, of in seconds.items()}
-        found[f"images_per_{clock}_s"] = {name: _spread([images / s for s in of]) for name, of in taken.items()}
+        found[f"images_per_{clock}_s"] = {name: spread([images / s for s in of]) for name, of in taken.items()}
         found[f"speedup_{clock}"] = {
-            name: _spread([s / ours for s, ours in zip(of, taken[OURS], strict=True)])
+            name: spread([s / ours for s, ours in zip(of, taken[OURS], strict=True)])
             for name, of in taken.items()
             if name != OURS
         }
     return found
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -232,12 +228,8 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_row(
             str(each["layers"]),
             f"{rates[OURS]['median']:,.1f}",
-            *(_cell(speedup[name]) for name in others),
+            *(as_text(speedup[name], 2) for name in others),
             f"{each['peak_memory_gb']:.2f}",
             f"{each[f'peak_memory_gb_of_{MANY}_times_as_many']:.2f}",
         )
     return shown
-
-
-def _cell(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"

@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 from attvae.bench.data import machine
+from attvae.bench.spread import spread
 from attvae.config import RunConfig
 from attvae.data.loader import open_manifest
 from attvae.engine import rendezvous
@@ -95,14 +96,10 @@ def measure_scaling(cfg: RunConfig, batch: int, steps: int, repeats: int) -> dic
 
 def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
     """The images/s of all repeats, and `speedup` and `ceiling`: how many times those of `one`, repeat by repeat."""
-    figures: dict[str, Any] = {"images_per_s": {name: _spread(found) for name, found in rates.items()}}
+    figures: dict[str, Any] = {"images_per_s": {name: spread(found) for name, found in rates.items()}}
     for name, key in (("two", "speedup"), ("ceiling", "ceiling")):
-        figures[key] = _spread([rate / one for rate, one in zip(rates[name], rates["one"], strict=True)])
+        figures[key] = spread([rate / one for rate, one in zip(rates[name], rates["one"], strict=True)])
     return figures
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def _times(ranks: Sequence[Measured], steps: int) -> dict[str, float]:

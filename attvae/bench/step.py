@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from statistics import median
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from attvae.bench.data import machine
 from attvae.bench.nvae_cells import SpectralRegularisation, with_nvae_cells
+from attvae.bench.spread import as_text, spread
 from attvae.distributions import logistic_mixture
 from attvae.kernels.layer_norm_gelu import compiled as compiled_layer_norm_gelu
 from attvae.kernels.weight_norm import compiled as compiled_weight_norm
@@ -217,16 +217,12 @@ def kept_mb(contender: Contender, x: Tensor, noise: Sequence[Tensor]) -> float:
     return total / 1e6
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
 def table(found: dict[str, Any]) -> Table:
     """The rows, for people."""
     share = found["attention_share"]
     shown = Table(
         title=f"Forward and backward pass on one thread, batches of {found['batch']}: median (from the least to the "
-        f"most of {found['repeats']}); depth-wise attention is {_cell(share, 3)} of it"
+        f"most of {found['repeats']}); depth-wise attention is {as_text(share, 3)} of it"
     )
     shown.add_column("")
     for name in ("parameters", "CPU-seconds per image", "times ours", "kept, MB per image"):
@@ -235,13 +231,8 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_row(
             row["contender"],
             f"{row['parameters']:,}",
-            _cell(row["cpu_s_per_image"], 4),
-            _cell(row["times_ours"], 2),
+            as_text(row["cpu_s_per_image"], 4),
+            as_text(row["times_ours"], 2),
             f"{row['kept_mb_per_image']:.1f}",
         )
     return shown
-
-
-def _cell(spread: dict[str, float], digits: int) -> str:
-    middle, least, most = (f"{spread[name]:.{digits}f}" for name in ("median", "min", "max"))
-    return f"{middle} ({least} to {most})"
