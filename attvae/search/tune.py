@@ -32,17 +32,18 @@ def sweep(search: SearchConfig, out: Path, address: str | None, resume: bool) ->
         OSError: the folder cannot be written.
         SweepFailedError: every trial has failed.
     """
-    with _ray(address):
+    with ray_cluster(address):
         from attvae.search.driver import run
 
         run(search, out.absolute(), resume)
 
 
 @contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """
+def ray_cluster(address: str | None) -> Iterator[None]:
+    """Ray for the time of a block; `address` as in `sweep`.
+
     Raises:
-        ValueError: as `sweep`.
+        ValueError: no cluster.
     """
     if address is not None and address.startswith("ray://"):
         raise ValueError(f"--address {address} is a Ray client's: give the cluster's own, HOST:PORT (6379 by default)")

@@ -1,0 +1,1 @@
+"""One file for each command or small family. Heavy imports stay inside the functions; attvae.cli lists them."""
