@@ -10,7 +10,7 @@ from attvae.spec import Config
 class CheckpointConfig(Config):
     """Intervals are counted in samples seen."""
 
-    every: int = Field(gt=0)
+    every: int = Field(gt=0, description="samples between two checkpoints")
     keep_last: int = Field(2, gt=0, description="so many of the newest are kept")
     keep_every: int | None = Field(None, gt=0, description="older ones at multiples of this are kept too; null: none")
     background: bool = Field(False, description="training goes on from a copy in memory while the disk is written")

@@ -27,10 +27,10 @@ T = TypeVar("T", bound=BaseModel)
 class PublishedSchedule(Config):
     """Learning rate and KL weight as in the authors' code: in epochs, piecewise constant."""
 
-    epochs: int = Field(gt=0)
-    warmup_epochs: int = Field(5, ge=0)
+    epochs: int = Field(gt=0, description="of the whole training, the warm-up among them")
+    warmup_epochs: int = Field(5, ge=0, description="in which the learning rate rises")
     restart_epochs: int | None = Field(None, gt=0, description="first period of cosine restarts; null: one cosine")
-    kl_warmup_epochs: int = Field(16, ge=0)
+    kl_warmup_epochs: int = Field(16, ge=0, description="in which the weight of the KL rises to 1")
 
 
 class TrainConfig(Config):
@@ -38,10 +38,10 @@ class TrainConfig(Config):
 
     samples: int = Field(gt=0, description="samples to train on; rounded up to whole global batches")
     global_batch: int = Field(gt=0, description="images per update, over all ranks")
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="the highest learning rate")
     lr_floor: float = Field(0.0, ge=0, description="learning rate at the start of the warm-up and at the end")
-    lr_warmup: int = Field(0, ge=0)
-    kl_warmup: int = Field(0, ge=0)
+    lr_warmup: int = Field(0, ge=0, description="samples in which the learning rate rises; then it falls as a cosine")
+    kl_warmup: int = Field(0, ge=0, description="samples in which the weight of the KL rises to 1")
     kl_start: float = Field(0.1, ge=0, le=1, description="weight of the KL at the start of its warm-up")
     free_bits_nats: float = Field(0.0, ge=0, description="KL that each layer has for nothing (Kingma et al. 2016)")
     balance_kl: bool = Field(False, description="weigh the layers' KL during its warm-up (Vahdat & Kautz 2020)")
@@ -53,7 +53,7 @@ class TrainConfig(Config):
     roll_back_after: int = Field(
         20, gt=0, description="skipped updates in a row after which the run goes back to its newest checkpoint, once"
     )
-    log_every: int = Field(gt=0)
+    log_every: int = Field(gt=0, description="samples between two log lines")
 
     @model_validator(mode="after")
     def _one_schedule(self) -> Self:
@@ -67,7 +67,7 @@ class TrainConfig(Config):
 class EvalConfig(Config):
     """Validation during training, on EMA weights."""
 
-    every: int = Field(gt=0)
+    every: int = Field(gt=0, description="samples between two looks at the validation images")
     batch: int = Field(100, gt=0, description="images per forward pass and rank; does not change any figure")
 
 
@@ -80,7 +80,7 @@ class EvaluateConfig(Config):
 class RunConfig(Config):
     """One run, in full."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order, augmentation and latent noise")
     data: DataConfig
     model: ModelConfig
     train: TrainConfig

@@ -38,8 +38,8 @@ class Cluster(Config):
     """One kind of node: the constants of a prediction. The defaults are a node of H100 SXM with InfiniBand NDR."""
 
     gpu: str = Field("NVIDIA H100 80GB HBM3", description="a name in attvae.engine.throughput.PEAK_TFLOPS")
-    memory_gb: float = Field(80.0, gt=0)
-    memory_gb_per_s: float = Field(3350.0, gt=0)
+    memory_gb: float = Field(80.0, gt=0, description="of a GPU, in 10^9 bytes")
+    memory_gb_per_s: float = Field(3350.0, gt=0, description="that a GPU reads from its memory")
     mfu: float = Field(0.2, gt=0, le=1, description="assumed part of the peak that forward and backward pass reach")
     tflops: float | None = Field(None, gt=0, description="model TFLOP/s of a GPU as measured, in place of mfu x peak")
     inside: Link = Field(Link(gb_per_s=360.0, latency_us=4.0), description="NVLink 4: 80 % of 450 GB/s")

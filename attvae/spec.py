@@ -18,12 +18,12 @@ class DataSpec(Config):
     visit, and the model receives {0, 1}.
     """
 
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-    channels: int = Field(gt=0)
-    num_bits: int = Field(ge=1, le=16)
-    max_value: int = Field(ge=1)
-    binary: bool = False
+    height: int = Field(gt=0, description="rows of pixels")
+    width: int = Field(gt=0, description="columns of pixels")
+    channels: int = Field(gt=0, description="1: grey; 3: RGB")
+    num_bits: int = Field(ge=1, le=16, description="bits of a stored value")
+    max_value: int = Field(ge=1, description="the largest value that occurs, such as 255")
+    binary: bool = Field(False, description="a stored value is the probability of a one, times max_value")
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:

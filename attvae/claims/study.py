@@ -33,7 +33,7 @@ class CellSet(Config):
     full: bool = Field(False, description="run with --full only")
     base: Path | None = Field(None, description="a run's configuration in the place of the study's")
     overrides: dict[str, Any] = Field({}, description="keys that are other than in the base, beside the study's")
-    depths: list[Depth] = Field(min_length=1)
+    depths: list[Depth] = Field(min_length=1, description="the numbers of layers that are tried")
 
     @field_validator("overrides", mode="before")
     @classmethod
@@ -56,8 +56,8 @@ class Study(Config):
     variants: dict[str, dict[str, Any]] = Field(
         description="what each variant of the model overrides; `none` is the baseline and `both` the paper's model"
     )
-    sets: dict[str, CellSet]
-    seeds: list[int] = Field(min_length=1)
+    sets: dict[str, CellSet] = Field(description="what is compared, by name")
+    seeds: list[int] = Field(min_length=1, description="of the trainings; each model is trained with each")
     importance_samples: int = Field(100, gt=0, description="K of the importance-weighted bound")
     parallel: int = Field(1, gt=0, description="runs at a time, without a cluster")
     threads: int = Field(1, gt=0, description="processors of a run")

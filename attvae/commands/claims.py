@@ -41,7 +41,8 @@ def claims(
         if cell is None:
             from attvae.claims.page import write_page
 
-            print(write_page(results.found, page or folder))
+            write_page(results.found, page or folder)
+            print(f"page: {(page or folder) / 'results.md'}")
     if results.interrupted:
         print(f"attvae: {results.interrupted}: the same command goes on", file=sys.stderr, flush=True)
         raise typer.Exit(STOPPED)

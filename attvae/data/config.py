@@ -12,41 +12,56 @@ OnDamage = Literal["raise", "skip"]
 
 
 class DataConfig(Config):
-    """A prepared data set and how the training draws from it.
+    """A prepared data set and how the training draws from it."""
 
-    Attributes:
-        path: folder of the manifest, as `python -m data_prep` leaves it; or an address of one that fsspec knows, such
-            as s3://bucket/folder or https://host/folder.
-        workers: processes that read and decode on each rank; 0 reads in the training process. Changes no sample.
-        window: samples that are shuffled together, after the shards themselves are shuffled. A process holds open the
-            shards of at most two windows: about 2 * window / (samples of a shard), never more than 256.
-        size: crop and scale the stored images (`centre_square`) to size × size when they are read.
-        dataset: name and version that the manifest must have, such as "imagenet32-npz npz": figures on other data are
-            not comparable, even where the images have the same size.
-        spec: the images that a configuration is for. The manifest must agree; `--dry-run` then works before the data
-            are there.
-        flip: mirror images at random: left-right, or (`both`) left-right and up-down independently.
-        crop_pad: mirror so many pixels over each edge, then cut the original size out at random; 0 for none.
-        on_damage: what a damaged or missing sample does: end the run, or be skipped (weight 0 in every mean).
-        skip_limit: the part of an epoch that may be skipped before the run ends after all.
-        cache: folder on this node's disk for the shards of a remote `path`.
-        cache_gb: bound of its size, in 10^9 bytes.
-        retry_s: how long a remote `path` may stay silent before the run ends.
-    """
-
-    path: str
-    workers: int = Field(default=0, ge=0)
-    window: int = Field(default=16_384, gt=0)
-    size: int | None = Field(default=None, gt=0)
-    flip: Flip = "none"
-    crop_pad: int = Field(default=0, ge=0)
-    on_damage: OnDamage = "raise"
-    skip_limit: float = Field(default=0.001, ge=0, le=1)
-    cache: Path = Path("~/.cache/attvae/shards")
-    cache_gb: float = Field(default=100.0, gt=0)
-    retry_s: float = Field(default=600.0, ge=0)
-    dataset: str | None = None
-    spec: DataSpec | None = None
+    path: str = Field(
+        description="folder of the manifest, as `python -m data_prep` leaves it; or an address of one that fsspec "
+        "knows, such as s3://bucket/folder or https://host/folder"
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes that read and decode on each rank; 0 reads in the training process. Changes no sample",
+    )
+    window: int = Field(
+        default=16_384,
+        gt=0,
+        description="samples that are shuffled together, after the shards themselves are shuffled. A process holds "
+        "open the shards of at most two windows: about 2 window / (samples of a shard), never more than 256",
+    )
+    size: int | None = Field(
+        default=None, gt=0, description="crop and scale the stored images to size × size when they are read"
+    )
+    flip: Flip = Field(
+        "none", description="mirror images at random: left-right, or (both) left-right and up-down independently"
+    )
+    crop_pad: int = Field(
+        default=0,
+        ge=0,
+        description="mirror so many pixels over each edge, then cut the original size out at random; 0 for none",
+    )
+    on_damage: OnDamage = Field(
+        "raise",
+        description="what a damaged or missing sample does: end the run, or be skipped (weight 0 in every mean)",
+    )
+    skip_limit: float = Field(
+        default=0.001, ge=0, le=1, description="the part of an epoch that may be skipped before the run ends after all"
+    )
+    cache: Path = Field(
+        Path("~/.cache/attvae/shards"), description="folder on this node's disk for the shards of a remote path"
+    )
+    cache_gb: float = Field(default=100.0, gt=0, description="bound of its size, in 10^9 bytes")
+    retry_s: float = Field(default=600.0, ge=0, description="seconds that a remote path may stay silent")
+    dataset: str | None = Field(
+        None,
+        description='name and version that the manifest must have, such as "imagenet32-npz npz": figures on other data '
+        "are not comparable, even where the images have the same size",
+    )
+    spec: DataSpec | None = Field(
+        None,
+        description="the images that a configuration is for. The manifest must agree; --dry-run then works before the "
+        "data are there",
+    )
 
     @field_validator("path", mode="before")
     @classmethod

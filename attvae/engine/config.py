@@ -1,4 +1,4 @@
-"""How a run is executed: nothing here changes what is learnt, beyond rounding."""
+"""How a run is executed."""
 
 from typing import Literal, Self
 
@@ -11,6 +11,8 @@ ModelPart = Literal["encoder", "layers", "decoder"]
 
 
 class EngineConfig(Config):
+    """Who computes an update, and in what form: nothing here changes what is learnt, beyond rounding."""
+
     name: Literal["zero", "plain"] = Field("zero", description="zero: DeepSpeed; plain: torch's DDP, or no wrapper")
     device: Device = Field(
         "auto",

@@ -11,26 +11,25 @@ from pydantic import Field, model_validator
 from attvae.spec import Config, DataSpec
 
 Norm = Literal["batch", "sync_batch", "group", "none"]
-"""batch: over the images of a rank, as published; sync_batch: over those of all ranks."""
 
 
 class NonLocalConfig(Config):
     """A non-local (spatial self-attention) block."""
 
-    key_dim: int = Field(gt=0)
-    layer_norm: bool = False
-    subsample: bool = False  # keys and values from a 2x2 max-pooled map
-    learned_scale: bool = True
+    key_dim: int = Field(gt=0, description="width of queries and keys")
+    layer_norm: bool = Field(False, description="normalise input and output, the latter before a 1×1 convolution")
+    subsample: bool = Field(False, description="keys and values from a 2×2 max-pooled map")
+    learned_scale: bool = Field(True, description="the scale of the scores is trained; false: it is 1")
 
 
 class StackConfig(Config):
     """Residual cells in sequence. A cell of scale 0 keeps the map, -2 halves it, 2 doubles it."""
 
-    scales: tuple[Literal[-2, 0, 2], ...] = (0, 0)
-    num_nodes: int = Field(default=2, ge=1)
-    non_local: NonLocalConfig | None = None
-    squeeze_excite: bool = False
-    residual_scale: float = Field(default=0.1, gt=0)  # weight of a cell's convolutions beside its shortcut
+    scales: tuple[Literal[-2, 0, 2], ...] = Field((0, 0), description="one for each cell")
+    num_nodes: int = Field(default=2, ge=1, description="convolution nodes of a cell")
+    non_local: NonLocalConfig | None = Field(None, description="a non-local block in every node; null: none")
+    squeeze_excite: bool = Field(False, description="in the last node of a cell")
+    residual_scale: float = Field(default=0.1, gt=0, description="weight of a cell's nodes beside its shortcut")
 
 
 class DepthAttentionConfig(Config):
@@ -39,17 +38,17 @@ class DepthAttentionConfig(Config):
     The scale of its scores is the constant 1 as `published`; `learned`: a trained factor times 1 / sqrt(key_dim).
     """
 
-    key_dim: int = Field(gt=0)
-    layer_norm: bool = True
-    scale: Literal["published", "learned"] = "published"
+    key_dim: int = Field(gt=0, description="width of queries and keys")
+    layer_norm: bool = Field(True, description="normalise and pass through a GELU what is attended to, and its result")
+    scale: Literal["published", "learned"] = Field("published", description="of the scores")
 
 
 class LogScaleConfig(Config):
     """Limits of a Gaussian's log sigma. Equal limits but for the sign bound by tanh, others by a smoothstep."""
 
-    low: float = -5.0
-    high: float = 5.0
-    noise_stddev: float = Field(default=0.0, ge=0)  # Gaussian noise on the raw log sigma, in training only
+    low: float = Field(-5.0, description="the lowest log sigma")
+    high: float = Field(5.0, description="the highest log sigma")
+    noise_stddev: float = Field(default=0.0, ge=0, description="Gaussian noise on the raw log sigma, in training only")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -61,7 +60,7 @@ class LogScaleConfig(Config):
 class BernoulliConfig(Config):
     """Independent binary pixels."""
 
-    kind: Literal["bernoulli"] = "bernoulli"
+    kind: Literal["bernoulli"] = Field("bernoulli", description="for binary data")
 
 
 class LogisticMixtureConfig(Config):
@@ -71,9 +70,9 @@ class LogisticMixtureConfig(Config):
     probabilities sum to more than one). `normalised` is a distribution for any bit depth and 1 to 4 channels.
     """
 
-    kind: Literal["logistic_mixture"] = "logistic_mixture"
-    num_mixtures: int = Field(default=5, gt=0)
-    edges: Literal["published", "normalised"] = "normalised"
+    kind: Literal["logistic_mixture"] = Field("logistic_mixture", description="for pixel values")
+    num_mixtures: int = Field(default=5, gt=0, description="components M")
+    edges: Literal["published", "normalised"] = Field("normalised", description="which values take a tail with them")
 
 
 class ModelConfig(Config):
@@ -81,26 +80,34 @@ class ModelConfig(Config):
     are 2^P times that. P is num_proc_blocks times the number of -2 cells in `preprocessing`.
     """
 
-    num_layers: int = Field(ge=1)
-    latent_channels: int = Field(gt=0)
-    encoder_filters: int = Field(gt=0)
-    decoder_filters: int = Field(gt=0)
-    num_proc_blocks: int = Field(default=1, ge=1)
-    preprocessing: StackConfig = StackConfig(scales=(0, -2))
-    encoder: StackConfig = StackConfig()
-    decoder: StackConfig = StackConfig()
-    postprocessing: StackConfig = StackConfig(scales=(2, 0))
-    encoder_merge: NonLocalConfig | None = None
-    decoder_merge: NonLocalConfig | None = None
-    encoder_attention: DepthAttentionConfig | None = None
-    decoder_attention: DepthAttentionConfig | None = None
-    norm: Norm = "batch"
-    init_variance: float = Field(default=0.33, gt=0)  # of a kernel's initial values, times its fan-in
-    posterior: LogScaleConfig = LogScaleConfig()
-    prior: LogScaleConfig = LogScaleConfig()
-    soft_clamp: Literal["published", "unit_slope"] = "unit_slope"
-    likelihood: Annotated[BernoulliConfig | LogisticMixtureConfig, Field(discriminator="kind")]
-    pad: int = Field(default=0, ge=0)  # margin of zeros around the image, cropped again in the likelihood
+    num_layers: int = Field(ge=1, description="latent layers L")
+    latent_channels: int = Field(gt=0, description="channels Z of each")
+    encoder_filters: int = Field(gt=0, description="width of the inference path")
+    decoder_filters: int = Field(gt=0, description="width of the generative path")
+    num_proc_blocks: int = Field(default=1, ge=1, description="how often pre- and post-processing are repeated")
+    preprocessing: StackConfig = Field(StackConfig(scales=(0, -2)), description="from the image to the latents' size")
+    encoder: StackConfig = Field(StackConfig(), description="of each layer, bottom-up")
+    decoder: StackConfig = Field(StackConfig(), description="of each layer, top-down")
+    postprocessing: StackConfig = Field(StackConfig(scales=(2, 0)), description="back to the image's size")
+    encoder_merge: NonLocalConfig | None = Field(None, description="a non-local block where features meet the context")
+    decoder_merge: NonLocalConfig | None = Field(None, description="a non-local block where latents meet the context")
+    encoder_attention: DepthAttentionConfig | None = Field(None, description="in the inference path; null: none")
+    decoder_attention: DepthAttentionConfig | None = Field(None, description="in the generative path; null: none")
+    norm: Norm = Field(
+        "batch",
+        description="batch: over the images of a rank, as published; sync_batch: over those of all ranks; group: "
+        "within an image",
+    )
+    init_variance: float = Field(default=0.33, gt=0, description="of a kernel's initial values, times its fan-in")
+    posterior: LogScaleConfig = Field(LogScaleConfig(), description="of the inference path's Gaussians")
+    prior: LogScaleConfig = Field(LogScaleConfig(), description="of the generative path's Gaussians")
+    soft_clamp: Literal["published", "unit_slope"] = Field(
+        "unit_slope", description="what bounds means and log-scales; unit_slope: identity near 0, flat nowhere"
+    )
+    likelihood: Annotated[BernoulliConfig | LogisticMixtureConfig, Field(discriminator="kind")] = Field(
+        description="the distribution of the images"
+    )
+    pad: int = Field(default=0, ge=0, description="margin of zeros around the image, cropped again in the likelihood")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

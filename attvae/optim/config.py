@@ -13,15 +13,15 @@ EPS = {"adamax": 1e-3, "adamw": 1e-8}
 class OptimConfig(Config):
     """The defaults are the paper's, but for the EMA, which the authors do not use."""
 
-    name: Literal["adamax", "adamw"] = "adamax"
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
+    name: Literal["adamax", "adamw"] = Field("adamax", description="the paper's, or Adam with decoupled weight decay")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of their running maximum, for adamw mean square")
     eps: float = Field(EPS["adamax"], gt=0, description="by default 1e-3 for adamax, 1e-8 for adamw")
     l2: Annotated[float, Field(ge=0)] | Literal["published"] = Field(
         0.0, description="coefficient λ of adamax's penalty λ·w² on every weight; published: the authors' two"
     )
     weight_decay: float = Field(0.0, ge=0, description="adamw's, decoupled: w shrinks by lr times this")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="per update, of the averaged weights; 0: no average")
     fused: Literal["auto", "compiled", "torch", "apex", "none"] = Field(
         "auto",
         description="the implementation: compiled is adamax's, torch and apex are adamw's; auto chooses and says what; "

@@ -34,10 +34,10 @@ def _number(value: Any) -> Any:
 class Dimension(Config):
     """The values that one key of a run's configuration may take. Bounds are part of the range."""
 
-    choice: list[Any] | None = None
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    int: _IntegerBounds | None = None
+    choice: list[Any] | None = Field(None, description="any of these")
+    uniform: tuple[float, float] | None = Field(None, description="a real number between two bounds")
+    loguniform: tuple[float, float] | None = Field(None, description="the same, evenly by its logarithm")
+    int: _IntegerBounds | None = Field(None, description="an integer between two bounds")
     when: dict[str, Any] = Field({}, description="values of other keys of the space with which this one is searched")
 
     @field_validator("choice", "when", mode="before")
@@ -82,21 +82,21 @@ class Dimension(Config):
 class NoScheduler(Config):
     """Every trial gets the whole budget."""
 
-    kind: Literal["none"] = "none"
+    kind: Literal["none"] = Field("none", description="no trial is stopped early")
 
 
 class Asha(Config):
     """Asynchronous successive halving: at each rung only the best 1 / factor go on."""
 
-    kind: Literal["asha"] = "asha"
+    kind: Literal["asha"] = Field("asha", description="ASHA")
     first_rung: int = Field(gt=0, description="samples seen; the next rungs are at factor times the one before")
-    factor: float = Field(3, gt=1)
+    factor: float = Field(3, gt=1, description="between two rungs, and of the trials that go on")
 
 
 class MedianStopping(Config):
     """Stops a trial that is worse than the median of the others at the same number of samples seen."""
 
-    kind: Literal["median"] = "median"
+    kind: Literal["median"] = Field("median", description="median stopping")
     grace: int = Field(gt=0, description="samples seen before any trial is stopped")
     min_trials: int = Field(3, gt=0, description="results that a median needs")
 
@@ -104,7 +104,7 @@ class MedianStopping(Config):
 class Pbt(Config):
     """Population based training: the worst go on from the best one's checkpoint, with other hyperparameters."""
 
-    kind: Literal["pbt"] = "pbt"
+    kind: Literal["pbt"] = Field("pbt", description="PBT")
     every: int = Field(gt=0, description="samples seen between two looks at the population")
     quantile: float = Field(0.25, gt=0, le=0.5, description="share of the population that is replaced")
     resample: float = Field(0.25, ge=0, le=1, description="probability to draw a key anew instead of moving it")
@@ -117,18 +117,20 @@ class SearchConfig(Config):
     base: Path = Field(description="the configuration that is searched around, relative to this file")
     overrides: dict[str, Any] = Field({}, description="keys that are other than in the base, in trials and best.yaml")
     for_trials: dict[str, Any] = Field({}, description="keys that only the trials have, such as eval.every")
-    space: dict[str, Dimension]
-    metric: str = "val/nelbo_nats"
+    space: dict[str, Dimension] = Field(description="keys of the configuration that are searched, and their values")
+    metric: str = Field("val/nelbo_nats", description=f"what is made small: {', '.join(METRICS)}")
     samples: int = Field(gt=0, description="train.samples of a trial that is not stopped")
     best_samples: int | None = Field(None, gt=0, description="train.samples of best.yaml; null: the base's")
-    scheduler: NoScheduler | Asha | MedianStopping | Pbt = Field(NoScheduler(), discriminator="kind")
-    searcher: Literal["optuna", "random", "grid"] = "optuna"
+    scheduler: NoScheduler | Asha | MedianStopping | Pbt = Field(
+        NoScheduler(), discriminator="kind", description="who stops trials early"
+    )
+    searcher: Literal["optuna", "random", "grid"] = Field("optuna", description="who chooses points; optuna: TPE")
     trials: int | None = Field(None, gt=0, description="null with the grid only: all its points")
     parallel: int = Field(1, gt=0, description="trials at a time")
     ranks: int = Field(1, gt=0, description="of a trial")
     nodes: int = Field(1, gt=0, description="machines over which a trial's ranks are spread evenly")
-    cpus_per_rank: float = Field(1.0, gt=0)
-    gpus_per_rank: float = Field(0.0, ge=0)
+    cpus_per_rank: float = Field(1.0, gt=0, description="that Ray sets aside")
+    gpus_per_rank: float = Field(0.0, ge=0, description="that Ray sets aside; a part where trials share a GPU")
     retries: int = Field(2, ge=0, description="of a trial whose worker or machine died")
     seed: int = Field(0, ge=0, lt=2**31, description="of what is tried; the trainings have the base's")
 

@@ -18,14 +18,15 @@ class TrackingConfig(Config):
     `artifacts` is used for stores that this process writes itself; an MLflow server has its own place for them.
     """
 
-    mlflow: bool = True
-    uri: str = "sqlite:///runs/mlflow.db"
-    artifacts: str = "runs/mlartifacts"
-    experiment: str = "attvae"
-    run_name: str | None = None
+    mlflow: bool = Field(True, description="whether MLflow gets the run")
+    uri: str = Field("sqlite:///runs/mlflow.db", description="its store or server; MLFLOW_TRACKING_URI wins")
+    artifacts: str = Field("runs/mlartifacts", description="folder of the files, for a store that is no server")
+    experiment: str = Field("attvae", description="under which the run appears; MLFLOW_EXPERIMENT_NAME wins")
+    run_name: str | None = Field(None, description="in MLflow; null: the run folder's")
     tags: dict[str, str] = Field({}, description="set on the run beside its own")
-    register_as: str | None = None
-    """The trained model becomes a version of a registered model and gets an alias: "name@alias"."""
+    register_as: str | None = Field(
+        None, description="name@alias: the trained model becomes a version of a registered model and gets the alias"
+    )
 
     @field_validator("register_as")
     @classmethod

@@ -1,13 +1,8 @@
 """Sweeps as a user starts them, on a real Ray: what they leave, and what they survive."""
 
 import json
-import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +13,7 @@ import pytest
 import yaml
 from launched import processes_of, wait_for
 from mlflow import MlflowClient
+from ray_head import ray_head
 from sweeps import lines_until, run, search_file, start, started, starts, trials
 
 from attvae.tracking.jsonl import read
@@ -248,31 +244,8 @@ def test_what_cannot_run_is_refused_at_once(digits: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def head() -> Iterator[str]:
     """The address of a cluster of one node that asks for a token."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the names of its sockets may have 107 bytes
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ray = str(Path(sys.executable).with_name("ray"))
-    process = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--port", str(port), "--node-ip-address", "127.0.0.1", "--num-cpus", "2",
-         "--include-dashboard", "false", "--temp-dir", str(folder)],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
-    try:
-        lines_until(process, "Ray runtime started")
-        yield f"127.0.0.1:{port}"
-    finally:
-        everybody = [*psutil.Process(process.pid).children(recursive=True), process]
-        for each in everybody:
-            try:
-                each.kill()
-            except (psutil.Error, ProcessLookupError):
-                continue
-        process.wait()
-        shutil.rmtree(folder)
+    with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64) as address:
+        yield address
 
 
 def test_a_cluster_that_asks_for_a_token(digits: Path, tmp_path: Path, head: str) -> None:

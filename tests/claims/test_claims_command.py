@@ -1,0 +1,173 @@
+"""`attvae claims` as a user starts it: interrupted, resumed, with a cell that fails, on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from launched import REPOSITORY
+from mlflow import MlflowClient
+from ray_head import ray_head
+
+BOTH = "depth/02_both_seed-0"
+
+
+def study_file(folder: Path, digits: Path, samples: int = 2000, **variants: dict[str, Any]) -> Path:
+    given = {"none": {"model.encoder_attention": None, "model.decoder_attention": None}, "both": {}, **variants}
+    widths = {"none": [7, 8], "both": [4, 6]} | {name: [4, 6] for name in variants}
+    tree = {
+        "about": "two models of two layers",
+        "chosen_on": "nothing",
+        "limits": "all",
+        "base": str(REPOSITORY / "configs/test/tiny.yaml"),
+        "overrides": {"data.path": str(digits), "engine.name": "plain", "evaluate.binarisations": 1},
+        "of_samples": {"train.log_every": 0.1, "eval.every": 0.1, "checkpoint.every": 0.1},
+        "variants": given,
+        "seeds": [0],
+        "importance_samples": 2,
+        "parallel": 2,
+        "sets": {"depth": {"about": "d", "depths": [{"layers": 2, "samples": samples, "widths": widths}]}},
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return file
+
+
+def start(study: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "attvae.cli", "claims", str(study), "--out", str(study.parent / "out"), *options],
+        cwd=study.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(study: Path, *options: str) -> tuple[int, str]:
+    with start(study, *options) as process:
+        said, _ = process.communicate(timeout=400)
+    return process.returncode, said
+
+
+def rows(study: Path, out: str = "out") -> dict[str, Any]:
+    return {row["id"]: row for row in json.loads((study.parent / out / "results.json").read_text())["cells"]}
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_goes_on_and_a_cell_run_again_has_the_same_figures(tmp_path: Path, digits: Path) -> None:
+    study = study_file(tmp_path, digits, samples=12000)
+    with start(study) as process:
+        journal = tmp_path / "out" / BOTH / "run/metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (journal.is_file() and "val/nelbo_nats" in journal.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "SIGTERM: the same command goes on" in said
+    assert {row["status"] for row in rows(study).values()} == {"missing"}
+    assert list((tmp_path / "out" / BOTH / "run/checkpoints").iterdir())
+
+    code, said = run(study)
+    assert code == 0, said
+    assert "0 of 2 cells are done, 2 to go" in said
+    assert {row["status"] for row in rows(study).values()} == {"done"}
+    assert (tmp_path / "out/results.md").is_file()
+
+    code, said = run(study)  # nothing is left to do
+    assert code == 0, said
+    assert "2 of 2 cells are done, 0 to go" in said
+
+    code, said = run(study, "--cell", BOTH, "--out", str(tmp_path / "again"))
+    assert code == 0, said
+    again, resumed = rows(study, "again")[BOTH], rows(study)[BOTH]
+    assert again["test"] == resumed["test"]  # to the last bit: also interrupted and resumed
+    assert again["attention"] == resumed["attention"]
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "attvae.cli", "evaluate", str(tmp_path / "again" / BOTH / "run"), "--json", "-"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(evaluated.stdout)["figures"]["nelbo_nats"]["value"]
+    assert found == pytest.approx(again["test"]["nelbo_nats"]["value"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, digits: Path) -> None:
+    # An optimizer's step so large that the training leaves the useful numbers.
+    study = study_file(tmp_path, digits, wild={"train.lr": 1.0e12, "train.lr_warmup": 0, "train.clip_norm": None})
+    code, said = run(study)
+    assert code == 1, said
+    assert "1 of 3 cells have failed" in said
+    found = rows(study)
+    assert [found[f"depth/02_{each}_seed-0"]["status"] for each in ("none", "both", "wild")] == [
+        "done",
+        "done",
+        "failed",
+    ]
+    reason = found["depth/02_wild_seed-0"]["reason"]
+    assert reason
+    page = (tmp_path / "out/results.md").read_text()
+    assert "depth/02_wild_seed-0" in page
+    assert "failed" in page
+
+
+@pytest.mark.slow
+def test_the_folder_of_another_study_is_refused(tmp_path: Path, digits: Path) -> None:
+    study = study_file(tmp_path, digits, samples=300)
+    assert run(study, "--cell", BOTH)[0] == 0
+    study_file(tmp_path, digits, samples=400)
+    code, said = run(study, "--cell", BOTH)
+    assert code == 2
+    assert "holds a cell of another study" in said
+
+
+def test_bad_input_of_the_command(tmp_path: Path, digits: Path) -> None:
+    study = study_file(tmp_path, digits)
+    code, said = run(study, "--cell", "depth/02_bath_seed-0")
+    assert (code, "the study has no such cell; one of them is depth/02_none_seed-0" in said) == (2, True), said
+    code, said = run(study, "--page", str(tmp_path / "nowhere"))
+    assert (code, "is no folder: make it first" in said) == (2, True), said
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with ray_head() as address:
+        yield address
+
+
+@pytest.mark.ray
+def test_a_study_on_a_ray_cluster(tmp_path: Path, digits: Path, cluster: str) -> None:
+    study = study_file(tmp_path, digits)
+    code, said = run(study, "--address", cluster)
+    assert code == 0, said
+    on_ray = rows(study)
+    assert {row["status"] for row in on_ray.values()} == {"done"}
+    code, said = run(study, "--out", str(tmp_path / "here"))
+    assert code == 0, said
+    here = rows(study, "here")
+    assert {name: row["test"] for name, row in on_ray.items()} == {name: row["test"] for name, row in here.items()}
+    assert (tmp_path / "runs/mlflow.db").is_file()
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    names = {each.info.run_name for each in client.search_runs(experiments)}
+    assert names == set(on_ray)
+
+
+@pytest.mark.ray
+def test_a_cluster_without_room_for_a_cell_is_refused(tmp_path: Path, digits: Path, cluster: str) -> None:
+    study = study_file(tmp_path, digits)
+    tree = yaml.safe_load(study.read_text()) | {"gpus": 1}
+    study.write_text(yaml.safe_dump(tree, sort_keys=False))
+    code, said = run(study, "--address", cluster)
+    assert (code, "has 1 CPU and 1 GPU, which a cell of the study takes" in said) == (2, True), said
