@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-slow test-browser test-ray test-multinode test-slurm test-triton check check-all setup
+.PHONY: demo test test-slow test-browser test-ray test-multinode test-slurm test-triton check check-all docs claims setup
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -54,14 +54,23 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Into site/, to be opened from the disk or put on any web server.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Two CPU ranks, whatever else the machine has.
 demo: $(READY)
 	$(BIN)/python -m data_prep digits
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/deepspeed --quiet --num_gpus 2 --master_addr 127.0.0.1 \
 		--master_port $$($(BIN)/python launch/free_port.py) launch/train.py configs/demo.yaml
 
+# The study of the paper's claims on the digits, into docs/results.md: an hour on two cores, and it can be interrupted.
+claims: $(READY)
+	$(BIN)/python -m data_prep digits
+	$(BIN)/attvae claims configs/claims/digits.yaml --page docs
+
 # Everything, also what takes too long for CI.
-check-all: check test test-slow test-browser test-ray test-multinode test-slurm test-triton demo
+check-all: check docs test test-slow test-browser test-ray test-multinode test-slurm test-triton demo
 	$(BIN)/python -m data_prep photos
 	$(BIN)/attvae train configs/photos32.yaml
 	$(BIN)/python benchmarks/soak.py
