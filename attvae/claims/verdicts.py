@@ -1,0 +1,196 @@
+"""What a study says of each of the paper's claims: pure, from results to verdicts with their numbers.
+
+Means are over seeds, tests are those of attvae.claims.permutation.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from attvae.claims.attention_verdicts import sparse, structured
+from attvae.claims.outcome import Outcome, Verdict, by_test, conclude, p_of, signed, significant
+from attvae.claims.permutation import Tested, stratified_test
+from attvae.claims.race import race
+from attvae.claims.results import (
+    ATTENTIVE,
+    BASELINE,
+    DEPTH,
+    EQUAL_TIME,
+    Cell,
+    Done,
+    Results,
+    Stratum,
+    Unit,
+    done,
+    strata,
+)
+from attvae.evaluation.elbo import ACTIVE_NATS
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """One for each claim, of the cells of set DEPTH; those of EQUAL_TIME join them where they have been run."""
+    return [
+        likelihood(results, DEPTH, "nats"),
+        fewer_layers(results),
+        less_time(results),
+        upper_layers(results, DEPTH),
+        sparse(results),
+        structured(results),
+    ]
+
+
+def likelihood(results: Results, set_name: str, unit: Unit) -> Verdict:
+    """The test NELBO with and without attention, at each depth."""
+    claim = "Attention over the depth gives a better likelihood"
+    baseline, attentive = _sides(results, set_name)
+    groups = strata(baseline, attentive)
+    if not groups:
+        return _nothing_to_compare(claim)
+    digits = 2 if unit == "nats" else 3
+    tested = _less(groups, lambda cell: cell.nelbo(unit))
+    bound = _less(groups, lambda cell: cell.test.iw_nll_nats.value * cell.per_nat(unit))
+    each = [_less([group], lambda cell: cell.nelbo(unit)).effect for group in groups]
+    sentence = (
+        f"Test NELBO with attention less that without: {signed(-tested.effect, digits)} {unit} in the mean over depths "
+        f"{_depths(groups)} ({', '.join(signed(-effect, digits) for effect in each)}), {p_of(tested)}. "
+        f"Importance-weighted bound: {signed(-bound.effect, digits)} {unit}, {p_of(bound)}."
+    )
+    return conclude(claim, by_test(tested), sentence, baseline, attentive)
+
+
+def fewer_layers(results: Results) -> Verdict:
+    """Of each depth with attention, the least depth at which the baseline has its mean NELBO or less."""
+    claim = "The same likelihood with fewer layers"
+    baseline, attentive = _sides(results, DEPTH)
+    groups = strata(baseline, attentive)
+    if len(groups) < 2:
+        return Verdict(claim, "not measured", "That needs two depths with ended cells of both models.")
+    without = {group.depth: group.baseline for group in groups}
+    nelbo = {depth: _nelbo(cells) for depth, cells in without.items()}
+    needed = {group.depth: baseline_depth(nelbo, _nelbo(group.attentive)) for group in groups}
+    shallow, deep, best = min(nelbo), max(nelbo), min(nelbo, key=nelbo.__getitem__)
+    profit = stratified_test([(without[shallow], without[best])], _difference(lambda cell: cell.nelbo("nats")))
+    profits = best > shallow and significant(profit.p_greater)
+    saved = _less([group for group in groups if group.depth < deep], lambda cell: cell.nelbo("nats"))
+    lost = _less([group for group in groups if group.depth > shallow], lambda cell: cell.nelbo("nats"))
+    outcome: Outcome = "not shown at this scale"
+    if profits and significant(saved.p_greater) and all((needed[d] or math.inf) > d for d in needed if d < deep):
+        outcome = "shown"
+    elif profits and significant(lost.p_less) and all((needed[d] or math.inf) < d for d in needed if d > shallow):
+        outcome = "contradicted"
+    reached = "; ".join(f"{d} layers: {k or f'not reached with up to {deep}'}" for d, k in needed.items())
+    sentence = f"Layers with which the baseline reaches the attentive model's NELBO: {reached}. "
+    if best == shallow:
+        sentence += (
+            f"The baseline is best with the fewest layers ({nelbo[best]:.2f} nats with {best}): at this scale depth "
+            "brings it nothing, so that fewer layers are no advantage."
+        )
+    else:
+        sentence += (
+            f"The baseline is best with {best} layers: {nelbo[best]:.2f} nats, {nelbo[shallow]:.2f} with {shallow}, "
+            f"{p_of(profit)}{'' if profits else ', which does not tell them apart'}."
+        )
+    return conclude(claim, outcome, sentence, baseline, attentive)
+
+
+def less_time(results: Results) -> Verdict:
+    """Samples and seconds of training until both models have the worse one's final validation NELBO."""
+    claim = "The same likelihood in less training time"
+    baseline, attentive = _sides(results, DEPTH)
+    groups = strata(baseline, attentive)
+    if not groups:
+        return _nothing_to_compare(claim)
+    tested = stratified_test([(group.baseline, group.attentive) for group in groups], _log_ratio_of_seconds)
+    races = [race(group.baseline, group.attentive) for group in groups]
+    ratios = [each.seconds_ratio for each in races]
+    sentence = (
+        f"To the worse of the two final validation NELBOs the baseline takes {_times(ratios)} times the training time "
+        f"of the attentive model at depths {_depths(groups)}, {p_of(tested)}, and "
+        f"{_times([each.samples_ratio for each in races])} times its samples. "
+    )
+    outcome = (
+        by_test(tested) if all((ratio > 1) == (tested.effect > 0) for ratio in ratios) else "not shown at this scale"
+    )
+    longer = results.of(EQUAL_TIME, BASELINE)
+    as_long = strata(longer, [cell for cell in attentive if cell.depth in {each.depth for each in longer}])
+    if not as_long or any(cell.status == "missing" for cell in longer):
+        run = f"{len(done(longer))} of {len(longer)} baselines run" if longer else "not run"
+        sentence += f"At equal training time: {run}."
+        return conclude(claim, outcome, sentence, baseline, attentive)
+    equal = _less(as_long, lambda cell: cell.nelbo("nats"))
+    if by_test(equal) != outcome:
+        outcome = "not shown at this scale"
+    difference = f"{signed(-equal.effect)} nats, {p_of(equal)}"
+    sentence += f"At equal training time, test NELBO with attention less that without: {difference}."
+    return conclude(claim, outcome, sentence, [*baseline, *longer], attentive)
+
+
+def upper_layers(results: Results, set_name: str) -> Verdict:
+    """How many layers of the top half have a KL above ACTIVE_NATS, and the KL of that half."""
+    claim = "The upper layers stay active, without posterior collapse"
+    baseline, attentive = _sides(results, set_name)
+    groups = strata(baseline, attentive)
+    if not groups:
+        return _nothing_to_compare(claim)
+    tested = _more(groups, _active_share)
+    kl = _more(groups, lambda cell: sum(cell.top_half_kl_nats))
+    active = fmean(fmean(map(_active_share, group.attentive)) for group in groups)
+    without = fmean(fmean(map(_active_share, group.baseline)) for group in groups)
+    outcome = by_test(tested)
+    if outcome == "shown" and active <= 0.5:
+        outcome = "not shown at this scale"
+    sentence = (
+        f"Of the layers of the top half, {active:.0%} are active (KL above {ACTIVE_NATS} nats) with attention, "
+        f"{without:.0%} without, {p_of(tested)}; their KL together with attention less that without: "
+        f"{signed(kl.effect)} nats, {p_of(kl)}."
+    )
+    if without == 1:
+        sentence += " No upper layer of the baseline has collapsed at this scale: there is nothing to avoid."
+    return conclude(claim, outcome, sentence, baseline, attentive)
+
+
+def baseline_depth(nelbo: dict[int, float], target: float) -> int | None:
+    """The least depth whose NELBO is `target` or less, if there is one."""
+    return next((depth for depth in sorted(nelbo) if nelbo[depth] <= target), None)
+
+
+def _sides(results: Results, set_name: str) -> tuple[list[Cell], list[Cell]]:
+    return results.of(set_name, BASELINE), results.of(set_name, ATTENTIVE)
+
+
+def _nothing_to_compare(claim: str) -> Verdict:
+    return Verdict(claim, "not measured", "No depth has ended cells of both models.")
+
+
+def _nelbo(cells: Sequence[Done]) -> float:
+    return fmean(cell.nelbo("nats") for cell in cells)
+
+
+def _active_share(cell: Done) -> float:
+    return fmean(kl > ACTIVE_NATS for kl in cell.top_half_kl_nats)
+
+
+def _difference(of: Callable[[Done], float]) -> Callable[[Sequence[Done], Sequence[Done]], float]:
+    """The mean of the first group less that of the second."""
+    return lambda first, second: fmean(map(of, first)) - fmean(map(of, second))
+
+
+def _less(groups: Sequence[Stratum], of: Callable[[Done], float]) -> Tested:
+    """By how much less the attentive model has; stratified over the depths."""
+    return stratified_test([(group.baseline, group.attentive) for group in groups], _difference(of))
+
+
+def _more(groups: Sequence[Stratum], of: Callable[[Done], float]) -> Tested:
+    return stratified_test([(group.attentive, group.baseline) for group in groups], _difference(of))
+
+
+def _log_ratio_of_seconds(baseline: Sequence[Done], attentive: Sequence[Done]) -> float:
+    return math.log(race(baseline, attentive).seconds_ratio)
+
+
+def _depths(groups: Sequence[Stratum]) -> str:
+    return ", ".join(str(group.depth) for group in groups)
+
+
+def _times(ratios: Sequence[float]) -> str:
+    return ", ".join(f"{ratio:.2f}" for ratio in ratios)
