@@ -1,19 +1,19 @@
 """One cell of a study: an ordinary training run, and what is measured of it afterwards."""
 
 import json
-import math
 import platform
 import shlex
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from attvae.claims.study import Cell, Study
+from attvae.config import differences, load
 from attvae.engine.stop import StopRequestedError
 from attvae.run_folder import RunFolder, write_json
 from attvae.search.ranks import Part, Ranks, failure
@@ -30,16 +30,33 @@ class CellFailedError(RuntimeError):
     """Its run, or the measuring of it, has failed; the message says why."""
 
 
-def command(study: Study, cell: Cell, run: Path) -> list[str]:
+class Where(NamedTuple):
+    """What all cells of a study have in common beside it, on whatever host they run.
+
+    Attributes:
+        out: the study's folder, as its user names it.
+        cwd: where relative paths begin; like `out`, the same on every host.
+        environment: of the runs: where MLflow is, and who may write.
+    """
+
+    out: Path
+    cwd: Path
+    environment: dict[str, str]
+
+    def place(self, cell: Cell) -> Path:
+        """The cell's folder."""
+        return self.cwd / self.out / cell.id
+
+
+def command(study: Study, cell: Cell, where: Where) -> list[str]:
     """What trains it, after `attvae`."""
-    return ["train", str(study.base_of(cell)), *study.overrides_of(cell), "--out", str(run)]
+    return ["train", str(study.base_of(cell)), *study.overrides_of(cell), "--out", str(where.out / cell.id / "run")]
 
 
-def run_cell(study: Study, cell: Cell, out: Path, cwd: Path, asked_to_stop: AskedToStop) -> dict[str, Any]:
-    """Trains and measures one cell, and leaves its row in `out`/<id>/cell.json; an interrupted training goes on.
+def run_cell(study: Study, cell: Cell, where: Where, asked_to_stop: AskedToStop) -> dict[str, Any]:
+    """Trains and measures one cell, and leaves its row in its folder's cell.json; an interrupted training goes on.
 
     Args:
-        out: folder of the study; like `cwd`, where relative paths begin, the same on every host.
         asked_to_stop: asked now and then.
 
     Returns:
@@ -49,26 +66,23 @@ def run_cell(study: Study, cell: Cell, out: Path, cwd: Path, asked_to_stop: Aske
         StopRequestedError: it was asked to stop, and has saved.
         OSError: its folder cannot be written.
     """
-    place = out / cell.id
+    place = where.place(cell)
     place.mkdir(parents=True, exist_ok=True)
     run, measured = RunFolder(place / "run"), place / "figures.json"
-    row = described(study, cell, out) | {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+    row = described(study, cell, where) | {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+    training = ["-m", "attvae.cli", *command(study, cell, where)]
+    measuring = ["-m", "attvae.claims.figures", str(run.path), str(study.importance_samples), str(measured)]
     try:
-        training = ["-m", "attvae.cli", *command(study, cell, run.path)]
-        _finish(_start(study, training, place / "train", cwd), asked_to_stop)
-        measuring = ["-m", "attvae.claims.figures", str(run.path), str(study.importance_samples), str(measured)]
-        _finish(_start(study, measuring, place / "figures", cwd), asked_to_stop)
-        figures = _figures(run, json.loads(measured.read_text()))
-        if bad := next(_not_finite(figures, ""), None):
-            raise CellFailedError(f"{bad} is not finite")
-        row |= {"status": "done", "reason": None, **figures}
+        for arguments, log in ((training, "train"), (measuring, "figures")):
+            _run(study, arguments, place / log, where, asked_to_stop)
+        row |= {"status": "done", "reason": None, **_read_figures(run, measured)}
     except CellFailedError as error:
         row |= {"status": "failed", "reason": str(error)}
     write_json(place / "cell.json", row)
     return row
 
 
-def described(study: Study, cell: Cell, out: Path) -> dict[str, Any]:
+def described(study: Study, cell: Cell, where: Where) -> dict[str, Any]:
     """The row of a cell that has not been run."""
     return {
         "id": cell.id,
@@ -77,10 +91,50 @@ def described(study: Study, cell: Cell, out: Path) -> dict[str, Any]:
         "variant": cell.variant,
         "seed": cell.seed,
         "samples": cell.samples,
-        "command": shlex.join(["attvae", *command(study, cell, out / cell.id / "run")]),
+        "importance_samples": study.importance_samples,
+        "command": shlex.join(["attvae", *command(study, cell, where)]),
         "status": "missing",
         "reason": None,
     }
+
+
+def row_of(study: Study, cell: Cell, where: Where) -> dict[str, Any]:
+    """What its folder says of a cell.
+
+    Raises:
+        ValueError: that is damaged, or of another study.
+    """
+    file, run = where.place(cell) / "cell.json", RunFolder(where.place(cell) / "run")
+    expected = described(study, cell, where)
+    if not file.is_file():
+        return expected
+    try:
+        row = json.loads(file.read_text())
+        known = {"status": row["status"], "importance_samples": row["importance_samples"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({type(error).__name__}: {error}): remove it, and the cell is measured again"
+        ) from error
+    changed = differences(load(run.config), study.config_of(cell)) if run.config.is_file() else []
+    if known["importance_samples"] != study.importance_samples:
+        changed.append(f"importance_samples: {known['importance_samples']} there, {study.importance_samples} here")
+    if changed:
+        raise ValueError(
+            f"{file.parent} holds a cell of another study ({'; '.join(changed)}): go back to that study, or choose "
+            "another folder with --out"
+        )
+    return row
+
+
+def _read_figures(run: RunFolder, measured: Path) -> dict[str, Any]:
+    """
+    Raises:
+        CellFailedError: a file of the run is damaged.
+    """
+    try:
+        return _figures(run, json.loads(measured.read_text()))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CellFailedError(f"a file of {run.path} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _figures(run: RunFolder, measured: dict[str, Any]) -> dict[str, Any]:
@@ -115,20 +169,9 @@ def _figures(run: RunFolder, measured: dict[str, Any]) -> dict[str, Any]:
         },
         "val": {"nelbo_nats": summary["val"]["nelbo_nats"]},
         "test_without_attention": {"nelbo_nats": without["nelbo_nats"]} if without else None,
-        "validation_curve": finite(rows, "val/nelbo_nats"),
+        "validation_curve": [(row["samples_seen"], row["val/nelbo_nats"]) for row in rows if "val/nelbo_nats" in row],
         "attention": measured["attention"],
     }
-
-
-def _not_finite(node: Any, name: str) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _not_finite(value, f"{name}.{key}" if name else key)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _not_finite(value, name)
-    elif isinstance(node, float) and not math.isfinite(node):
-        yield name
 
 
 def _processor() -> str:
@@ -138,22 +181,21 @@ def _processor() -> str:
     return models[0] if models else platform.processor()
 
 
-def _start(study: Study, arguments: list[str], log: Path, cwd: Path) -> Ranks:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        master = ("127.0.0.1", free.getsockname()[1])
-    environment = {"OMP_NUM_THREADS": str(study.threads)}
-    if not study.gpus:
-        environment["DS_ACCELERATOR"] = "cpu"
-    return Ranks(arguments, Part(0, 1, 1, master), cwd, log, environment)
-
-
-def _finish(ranks: Ranks, asked_to_stop: AskedToStop) -> None:
+def _run(study: Study, arguments: list[str], log: Path, where: Where, asked_to_stop: AskedToStop) -> None:
     """
     Raises:
         CellFailedError: it has failed.
         StopRequestedError: it was asked to stop.
     """
+    if reason := asked_to_stop():
+        raise StopRequestedError(reason)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        master = ("127.0.0.1", free.getsockname()[1])
+    environment = where.environment | {"OMP_NUM_THREADS": str(study.threads)}
+    if not study.gpus:
+        environment["DS_ACCELERATOR"] = "cpu"
+    ranks = Ranks(arguments, Part(0, 1, 1, master), where.cwd, log, environment)
     try:
         while (codes := ranks.ended()) is None:
             if reason := asked_to_stop():
@@ -162,4 +204,6 @@ def _finish(ranks: Ranks, asked_to_stop: AskedToStop) -> None:
     finally:
         ranks.stop()
     if why := failure(codes, ranks.said()):
+        if reason := asked_to_stop():  # the signal came to all processes at once
+            raise StopRequestedError(reason)
         raise CellFailedError(why.reason)

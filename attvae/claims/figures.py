@@ -1,5 +1,6 @@
 """The figures of a cell's finished run: what its summary does not have is measured here, in a process of its own."""
 
+import os
 import statistics
 import sys
 import time
@@ -10,6 +11,7 @@ import torch
 
 from attvae.data.loader import eval_batches
 from attvae.engine.environment_defaults import set_environment_defaults
+from attvae.engine.launcher import follow_launcher
 from attvae.engine.rendezvous import device_of_this_rank, join, leave
 from attvae.evaluate import Asked, Trained, evaluate, open_data, open_trained
 from attvae.evaluation.depth_attention import depth_attention_of
@@ -84,6 +86,7 @@ def _attention(trained: Trained, device: torch.device) -> dict[str, Any]:
 
 if __name__ == "__main__":
     finished, samples, out = sys.argv[1:]
+    follow_launcher(lambda: os._exit(1))
     set_environment_defaults(Path(finished))
     try:
         write_json(Path(out), figures(Path(finished), int(samples)))

@@ -1,6 +1,7 @@
 """Exact permutation tests over few trainings, and one of agreement: pure, without torch.
 
-The unit is the training (a seed). Seeds are not paired: seed 0 of two models gives them no common noise.
+The unit is the training (a seed). Seeds are not paired, although trainings of one seed share the order of their images
+and the binarisation: what that makes alike counts as noise here, so that the tests err on the cautious side.
 """
 
 import itertools

@@ -18,6 +18,9 @@ EQUAL_TIME = "equal_time"
 PHOTOGRAPHS = "photographs"
 """The set on other images: its likelihoods are in bits per dimension."""
 
+REMEDY = "remove its cell.json in the study's folder, and the same command runs it again"
+"""Of a cell whose row is no result."""
+
 Unit = Literal["nats", "bits/dim"]
 
 
@@ -52,6 +55,7 @@ class Sampling(BaseModel):
 
 class Machine(BaseModel):
     processor: str
+    device: str
     cpus: int
     torch: str
     python: str
@@ -101,6 +105,7 @@ class Done(Cell):
 
     command: str
     samples: int
+    importance_samples: int
     parameters: int
     commit: str | None
     dirty: bool | None
@@ -163,6 +168,11 @@ class Results(BaseModel):
         return [name for name, each in self.sets.items() if self.full or not each.full]
 
 
+    def counted(self) -> list[Cell]:
+        """The cells of the sets that were asked for, and what there is of others from another time."""
+        return [cell for cell in self.cells if cell.set in self.asked() or cell.status != "missing"]
+
+
 class Stratum(NamedTuple):
     """Cells of one depth."""
 
@@ -173,6 +183,11 @@ class Stratum(NamedTuple):
 
 def done(cells: Sequence[Cell]) -> list[Done]:
     return [cell for cell in cells if isinstance(cell, Done)]
+
+
+def of_one_machine(cells: Sequence[Done]) -> bool:
+    """Whether the seconds of these cells can be compared."""
+    return len({(cell.machine.processor, cell.machine.device, cell.machine.cpus) for cell in cells}) <= 1
 
 
 def strata(baseline: Sequence[Cell], attentive: Sequence[Cell]) -> list[Stratum]:
@@ -191,31 +206,31 @@ def read_results(found: Mapping[str, Any]) -> Results:
     Raises:
         ValueError: something is missing or of the wrong type, a cell is there twice, or of an unknown set or variant.
     """
+    cells = [_cell(row) for row in found.get("cells", [])]
     try:
-        results = Results.model_validate(found)
-        cells = [_cell(row) for row in found["cells"]]
+        results = Results.model_validate({**found, "cells": cells} if cells else found)
     except ValidationError as error:
         raise ValueError(f"results of study {found.get('study', '?')}: {_explained(error)}") from error
     for cell in cells:
         if cell.set not in results.sets:
-            raise ValueError(f"cell {cell.id}: set {cell.set!r} is none of {', '.join(results.sets)}")
+            raise ValueError(f"cell {cell.id}: set {cell.set!r} is none of {', '.join(results.sets)}: {REMEDY}")
         if cell.variant not in results.variants:
-            raise ValueError(f"cell {cell.id}: variant {cell.variant!r} is none of {', '.join(results.variants)}")
+            raise ValueError(f"cell {cell.id}: variant {cell.variant!r} is none of {', '.join(results.variants)}: {REMEDY}")
     ids = [cell.id for cell in cells]
     places = [(cell.set, cell.depth, cell.variant, cell.seed) for cell in cells]
     for cell in cells:
         if ids.count(cell.id) > 1 or places.count((cell.set, cell.depth, cell.variant, cell.seed)) > 1:
             raise ValueError(f"cell {cell.id} is there twice: run each depth, variant and seed of a set once")
-    return results.model_copy(update={"cells": cells})
+    return results
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
-    if row["status"] != "done":
-        return Cell.model_validate(row)
     try:
+        if row.get("status") != "done":
+            return Cell.model_validate(row)
         cell = Done.model_validate(row)
     except ValidationError as error:
-        raise ValueError(f"cell {row['id']}: {_explained(error)}") from error
+        raise ValueError(f"cell {row.get('id', '?')}: {_explained(error)}: {REMEDY}") from error
     if bad := next(_not_finite(cell.model_dump()), None):
         return Cell.model_validate({**row, "status": "failed", "reason": f"{bad[0]} is {bad[1]}"})
     return cell

@@ -1,44 +1,43 @@
 """A study, from the command: what is not done yet is run, and the results are written."""
 
 import fcntl
-import json
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from attvae.claims import on_ray
-from attvae.claims.cell import AskedToStop, described, run_cell
+from attvae.claims.cell import AskedToStop, Where, row_of, run_cell
 from attvae.claims.study import Cell, Study, check
 from attvae.data.loader import open_manifest
 from attvae.engine.stop import StopRequest, StopRequestedError
 from attvae.model.vae import DeepVAE
 from attvae.pages.figures import duration
 from attvae.run_folder import write_json
+from attvae.search.tune import ray_cluster
+from attvae.tracking.config import mlflow_variables
 
 
-class Results(NamedTuple):
+class Outcome(NamedTuple):
     """What there is of a study, also of one that was interrupted.
 
     Attributes:
-        found: as results.json holds it.
+        results: as results.json holds them.
+        failed: cells among those that were to be run.
         interrupted: why it ended before its end.
     """
 
-    found: dict[str, Any]
+    results: dict[str, Any]
+    failed: int
     interrupted: str | None
-
-    @property
-    def failed(self) -> int:
-        return sum(row["status"] == "failed" for row in self.found["cells"])
 
 
 def plan(study: Study, *, full: bool, only: str | None = None) -> list[Cell]:
-    """The cells that are asked for, each of them checked.
+    """The cells that are to be run, the sets that they belong to checked.
 
     Args:
         only: the id of a single cell.
@@ -47,29 +46,21 @@ def plan(study: Study, *, full: bool, only: str | None = None) -> list[Cell]:
         ValueError: a cell is no valid run, its data are missing, the models of a set are not of one size, or there is
             no such cell.
     """
-    cells = list(study.cells(full=full or only is not None))
-    parameters = {}
-    for cell in cells:
-        if cell.seed != study.seeds[0]:
-            continue
-        cfg = study.config_of(cell)
-        with torch.device("meta"):
-            model = DeepVAE(cfg.model, open_manifest(cfg.data).spec)
-        parameters[cell] = sum(p.numel() for p in model.parameters())
-    check(study, list(parameters), parameters)
+    cells = list(study.cells())
     if only is None:
-        return cells
-    chosen = [cell for cell in cells if cell.id == only]
-    if not chosen:
+        chosen = [cell for cell in cells if full or not study.sets[cell.set].full]
+    elif not (chosen := [cell for cell in cells if cell.id == only]):
         raise ValueError(f"--cell {only}: the study has no such cell; one of them is {cells[0].id}")
+    sets = {cell.set for cell in chosen}
+    check(study, {cell: _parameters(study, cell) for cell in cells if cell.set in sets and cell.seed == study.seeds[0]})
     return chosen
 
 
-def run_study(study: Study, cells: Sequence[Cell], out: Path, address: str | None, command: str) -> Results:
+def run_study(study: Study, cells: Sequence[Cell], out: Path, address: str | None, command: str, full: bool) -> Outcome:
     """Runs what is not done yet and writes `out`/results.json. Cells that have failed before are tried again.
 
     Args:
-        cells: of `plan`.
+        cells: those to run, of `plan`; the results have what there is of all.
         address: of a Ray cluster, on which the cells are run; None: on this machine, study.parallel at a time.
         command: that began this, for the results.
 
@@ -77,62 +68,66 @@ def run_study(study: Study, cells: Sequence[Cell], out: Path, address: str | Non
         ValueError: the folder belongs to another study or to another process, or there is no such cluster.
         OSError: it cannot be written.
     """
-    with _owned(out):
-        to_do = [cell for cell in cells if not _is_done(study, cell, out)]
+    where = Where(out, Path.cwd(), mlflow_variables())
+    with _owned(out), ray_cluster(address) if address else nullcontext():
+        to_do = [cell for cell in cells if row_of(study, cell, where)["status"] != "done"]
         print(f"{len(cells) - len(to_do)} of {len(cells)} cells are done, {len(to_do)} to go: {out}", flush=True)
-        stop = StopRequest()
-        interrupted = None
+        stop, interrupted = StopRequest(), None
         with stop.listening():
             stop.work_begins()
+            if address:
+                from attvae.claims.on_ray import run_cells  # Ray takes seconds to import
+            else:
+                run_cells = _run_here
             try:
-                if address is None:
-                    _run_here(study, to_do, out, lambda: stop.reason)
-                else:
-                    _tell(on_ray.run_cells(study, to_do, out, address, lambda: stop.reason), len(to_do))
+                _tell(run_cells(study, to_do, where, lambda: stop.reason), len(to_do))
             except StopRequestedError as request:
                 interrupted = str(request)
-        found = {
+        rows = {cell: row_of(study, cell, where) for cell in study.cells()}
+        results = {
             "study": study.name,
             "about": study.about,
             "chosen_on": study.chosen_on,
             "limits": study.limits,
             "command": command,
-            "full": any(study.sets[cell.set].full for cell in cells),
+            "full": full,
             "variants": list(study.variants),
-            "sets": {
-                name: {"about": each.about, "full": each.full}
-                for name, each in study.sets.items()
-                if any(cell.set == name for cell in cells)
-            },
-            "cells": [_row(study, cell, out) for cell in cells],
+            "sets": {name: {"about": each.about, "full": each.full} for name, each in study.sets.items()},
+            "cells": list(rows.values()),
         }
-        write_json(out / "results.json", found)
-    return Results(found, interrupted)
+        write_json(out / "results.json", results)
+    return Outcome(results, sum(rows[cell]["status"] == "failed" for cell in cells), interrupted)
 
 
-def _run_here(study: Study, cells: Sequence[Cell], out: Path, asked_to_stop: AskedToStop) -> None:
-    """
+def _parameters(study: Study, cell: Cell) -> int:
+    cfg = study.config_of(cell)
+    with torch.device("meta"):
+        model = DeepVAE(cfg.model, open_manifest(cfg.data).spec)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _run_here(
+    study: Study, cells: Iterable[Cell], where: Where, asked_to_stop: AskedToStop
+) -> Iterator[dict[str, Any]]:
+    """The rows of the cells as they end.
+
     Raises:
         StopRequestedError: it was asked to stop; all that ran is saved.
     """
-    waiting = iter(cells)
+    broken = threading.Event()
 
-    def ended() -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(study.parallel) as pool:
-            running: set[Future[dict[str, Any]]] = set()
-            while True:
-                while len(running) < study.parallel and (cell := next(waiting, None)) is not None:
-                    running.add(pool.submit(run_cell, study, cell, out, Path.cwd(), asked_to_stop))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for each in done:
-                    yield each.result()
+    def reason() -> str | None:
+        return asked_to_stop() or ("another cell's end" if broken.is_set() else None)
 
-    _tell(ended(), len(cells))
+    with ThreadPoolExecutor(study.parallel) as pool:
+        try:
+            for ended in as_completed([pool.submit(run_cell, study, cell, where, reason) for cell in cells]):
+                yield ended.result()
+        finally:
+            broken.set()  # after an error the cells beside it save and end, and no other begins
 
 
-def _tell(rows: Iterator[dict[str, Any]], total: int) -> None:
+def _tell(rows: Iterable[dict[str, Any]], total: int) -> None:
     """One line for each cell as it ends."""
     begun = time.monotonic()
     for number, row in enumerate(rows, start=1):
@@ -142,32 +137,6 @@ def _tell(rows: Iterator[dict[str, Any]], total: int) -> None:
             said = f"failed: {row['reason']}"
         left = (time.monotonic() - begun) / number * (total - number)
         print(f"{number}/{total}  {row['id']}  {said}  ETA {duration(left)}", flush=True)
-
-
-def _row(study: Study, cell: Cell, out: Path) -> dict[str, Any]:
-    """What is known of a cell.
-
-    Raises:
-        ValueError: its folder holds a cell of another study.
-    """
-    expected, file = described(study, cell, out), out / cell.id / "cell.json"
-    if not file.is_file():
-        return expected
-    try:
-        row = json.loads(file.read_text())
-        command = row["command"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it, and the cell is run again") from error
-    if command != expected["command"]:
-        raise ValueError(
-            f"{file.parent} holds a cell of another study ({command}, not {expected['command']}): "
-            "choose another folder with --out"
-        )
-    return row
-
-
-def _is_done(study: Study, cell: Cell, out: Path) -> bool:
-    return _row(study, cell, out)["status"] == "done"
 
 
 @contextmanager

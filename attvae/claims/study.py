@@ -2,18 +2,26 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from attvae.config import RunConfig, flatten, load, located, read_mapping, validated
 from attvae.spec import Config
 
 WITHIN = 0.02
 """The largest and the smallest number of parameters of a set differ by at most this part of the smallest."""
+
+
+def _dotted(given: Any) -> Any:
+    return flatten(given) if isinstance(given, Mapping) else given
+
+
+Overrides = Annotated[dict[str, Any], BeforeValidator(_dotted)]
+"""Dotted keys and their values; written as a tree they are the same."""
 
 
 class Depth(Config):
@@ -32,13 +40,8 @@ class CellSet(Config):
     about: str = Field(description="what is compared, and why")
     full: bool = Field(False, description="run with --full only")
     base: Path | None = Field(None, description="a run's configuration in the place of the study's")
-    overrides: dict[str, Any] = Field({}, description="keys that are other than in the base, beside the study's")
+    overrides: Overrides = Field({}, description="keys that are other than in the base, beside the study's")
     depths: list[Depth] = Field(min_length=1, description="the numbers of layers that are tried")
-
-    @field_validator("overrides", mode="before")
-    @classmethod
-    def _dotted(cls, given: Any) -> Any:
-        return flatten(given) if isinstance(given, Mapping) else given
 
 
 class Study(Config):
@@ -49,7 +52,7 @@ class Study(Config):
     chosen_on: str = Field(description="on what the settings were chosen, for the head of the page")
     limits: str = Field(description="what it cannot show, for the head of the page")
     base: Path = Field(description="the configuration of all runs, relative to this file")
-    overrides: dict[str, Any] = Field({}, description="keys that are other than in the base, in all runs")
+    overrides: Overrides = Field({}, description="keys that are other than in the base, in all runs")
     of_samples: dict[str, float] = Field(
         {}, description="keys that are a part of train.samples, such as train.kl_warmup: 0.2"
     )
@@ -63,11 +66,6 @@ class Study(Config):
     threads: int = Field(1, gt=0, description="processors of a run")
     gpus: int = Field(0, ge=0, description="GPUs of a run, 0 or 1")
 
-    @field_validator("overrides", mode="before")
-    @classmethod
-    def _dotted(cls, given: Any) -> Any:
-        return flatten(given) if isinstance(given, Mapping) else given
-
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if missing := [name for name in ("none", "both") if name not in self.variants]:
@@ -77,6 +75,9 @@ class Study(Config):
         if self.gpus > 1:
             raise ValueError(f"gpus={self.gpus}: a run of a study has one GPU or none")
         for name, each in self.sets.items():
+            layers = [depth.layers for depth in each.depths]
+            if len(set(layers)) < len(layers):
+                raise ValueError(f"sets.{name}: depths={layers} names a number of layers twice")
             if not re.fullmatch(r"[\w.-]+", name):
                 raise ValueError(f"sets.{name}: a set's name has letters, digits, _, . and - alone")
             for depth in each.depths:
@@ -85,16 +86,17 @@ class Study(Config):
                     raise ValueError(f"sets.{name}: {unknown[0]} is no variant; known are {known}")
         return self
 
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def cells(self) -> Iterator["Cell"]:
+        """All runs, those of a seed one after the other: an interrupted study has whole seeds.
 
-    def cells(self, *, full: bool) -> Iterator["Cell"]:
-        """All runs, those of a seed one after the other: an interrupted study has whole seeds."""
+        With each seed the variants begin with another one, so that those that run side by side change.
+        """
         for name, each in self.sets.items():
-            if full or not each.full:
-                for seed in self.seeds:
-                    for depth in each.depths:
-                        yield from (Cell(name, depth.layers, variant, seed, depth.samples) for variant in depth.widths)
+            for turn, seed in enumerate(self.seeds):
+                for depth in each.depths:
+                    first = turn % len(depth.widths)
+                    variants = [*depth.widths][first:] + [*depth.widths][:first]
+                    yield from (Cell(name, depth.layers, variant, seed, depth.samples) for variant in variants)
 
     def overrides_of(self, cell: "Cell") -> list[str]:
         """What its run's command says after the configuration."""
@@ -159,17 +161,17 @@ def load_study(path: Path) -> Study:
     return validated(Study, tree, path)
 
 
-def check(study: Study, cells: Sequence[Cell], parameters: Mapping[Cell, int]) -> None:
-    """Holds the cells of each set against each other.
+def check(study: Study, parameters: Mapping["Cell", int]) -> None:
+    """Holds the models of each set against each other.
 
     Args:
-        parameters: of each cell's model.
+        parameters: of each cell's model, of those sets that are asked for.
 
     Raises:
-        ValueError: two models of a set that are compared have not as many parameters.
+        ValueError: two models of a set, which are compared, have not as many parameters.
     """
     for name in study.sets:
-        counts = {cell: parameters[cell] for cell in cells if cell.set == name}
+        counts = {cell: count for cell, count in parameters.items() if cell.set == name}
         if not counts:
             continue
         least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)

@@ -7,8 +7,8 @@ from statistics import fmean, stdev
 from attvae.claims.attention_verdicts import PATHS, mean_over_choosing, worth_nats
 from attvae.claims.outcome import signed
 from attvae.claims.race import race
-from attvae.claims.results import BASELINE, Cell, Done, Stratum, Unit, done
-from attvae.claims.verdicts import baseline_depth
+from attvae.claims.results import BASELINE, Cell, Done, Estimate, Stratum, Unit, done, of_one_machine
+from attvae.claims.verdicts import layers_needed
 from attvae.evaluation.elbo import ACTIVE_NATS
 from attvae.pages.figures import MISSING
 
@@ -54,7 +54,7 @@ def likelihood_table(cells: Sequence[Cell], variants: Sequence[str], unit: Unit)
         "attention",
         "seeds",
         f"test NELBO, {unit}",
-        f"importance-weighted bound, {unit}",
+        f"{_bound_of(done(cells))}, {unit}",
         "parameters",
         "% more than without",
         "samples seen",
@@ -66,23 +66,29 @@ def likelihood_table(cells: Sequence[Cell], variants: Sequence[str], unit: Unit)
 
 def layers_table(groups: Sequence[Stratum]) -> str:
     """The least depth at which the baseline has the attentive model's mean NELBO, or less."""
-    without = {group.depth: fmean(cell.nelbo("nats") for cell in group.baseline) for group in groups}
-    rows = []
-    for group in groups:
-        nelbo = fmean(cell.nelbo("nats") for cell in group.attentive)
-        depth = baseline_depth(without, nelbo)
-        rows.append((str(group.depth), f"{nelbo:.2f}", str(depth or f"not with up to {max(without)}")))
+    needed = layers_needed(groups)
+    rows = [
+        (
+            str(group.depth),
+            f"{fmean(cell.nelbo('nats') for cell in group.attentive):.2f}",
+            str(needed[group.depth] or f"not with up to {max(needed)}"),
+        )
+        for group in groups
+    ]
     return table(("depth with attention", "its test NELBO, nats", "least depth without that reaches it"), rows)
 
 
 def time_table(groups: Sequence[Stratum]) -> str:
+    """Without seconds if the cells are of more than one machine."""
+    comparable = of_one_machine([cell for group in groups for cell in [*group.baseline, *group.attentive]])
     rows = []
     for group in groups:
         found = race(group.baseline, group.attentive)
         samples = [f"{each:,.0f}" for each in found.samples]
-        seconds = [f"{each:,.1f}" for each in found.seconds]
-        ratios = [f"{each:.2f}" for each in (found.samples_ratio, found.seconds_ratio)]
-        rows.append((str(group.depth), f"{found.target_nats:.2f}", *samples, ratios[0], *seconds, ratios[1]))
+        seconds = [f"{each:,.1f}" for each in found.seconds] + [f"{found.seconds_ratio:.2f}"]
+        in_seconds = seconds if comparable else [MISSING] * 3
+        in_samples = [*samples, f"{found.samples_ratio:.2f}"]
+        rows.append((str(group.depth), f"{found.target_nats:.2f}", *in_samples, *in_seconds))
     columns = ("samples without", "samples with", "ratio", "seconds without", "seconds with", "ratio")
     return table(("depth", "validation NELBO, nats", *columns), rows)
 
@@ -131,7 +137,7 @@ def cells_table(cells: Sequence[Cell]) -> str:
         if isinstance(cell, Done):
             test = cell.test
             figures = [
-                f"{test.nelbo_nats.value:.3f} ± {test.nelbo_nats.standard_error or math.nan:.3f}",
+                _with_error(test.nelbo_nats),
                 f"{test.iw_nll_nats.value:.3f}",
                 f"{test.bits_per_dim.value:.4f}",
                 f"{cell.val.nelbo_nats:.3f}",
@@ -142,7 +148,7 @@ def cells_table(cells: Sequence[Cell]) -> str:
         rows.append((f"`{cell.id}`", status, *figures))
     columns = (
         "test NELBO, nats",
-        "importance-weighted bound, nats",
+        f"{_bound_of(done(cells))}, nats",
         "test NELBO, bits/dim",
         "validation NELBO, nats",
         "run, s",
@@ -159,6 +165,17 @@ def _groups(cells: Sequence[Cell], variants: Sequence[str]) -> list[tuple[int, s
             if group := [cell for cell in cells if (cell.depth, cell.variant) == (depth, variant)]:
                 found.append((depth, variant, group, done(group)))
     return found
+
+
+def _bound_of(cells: Sequence[Done]) -> str:
+    """The NELBO is a mean over more binarisations than the one of the bound: they are not of the same images."""
+    k = ", ".join(map(str, sorted({cell.importance_samples for cell in cells})))
+    return f"importance-weighted bound, K = {k}, of one binarisation"
+
+
+def _with_error(estimate: Estimate) -> str:
+    error = estimate.standard_error
+    return f"{estimate.value:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _active(kl_nats: Sequence[float]) -> float:

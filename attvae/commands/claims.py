@@ -37,18 +37,16 @@ def claims(
             raise ValueError(f"--page {page} is no folder: make it first, or leave --page out")
         study = load_study(study_file)
         cells = plan(study, full=full, only=cell)
-        results = run_study(study, cells, folder, address, shlex.join(["attvae", *sys.argv[1:]]))
+        ended = run_study(study, cells, folder, address, shlex.join(["attvae", *sys.argv[1:]]), full)
         if cell is None:
             from attvae.claims.page import write_page
 
-            write_page(results.found, page or folder)
+            write_page(ended.results, page or folder)
             print(f"page: {(page or folder) / 'results.md'}")
-    if results.interrupted:
-        print(f"attvae: {results.interrupted}: the same command goes on", file=sys.stderr, flush=True)
+    if ended.interrupted:
+        print(f"attvae: {ended.interrupted}: the same command goes on", file=sys.stderr, flush=True)
         raise typer.Exit(STOPPED)
-    if results.failed:
-        said = (
-            f"{results.failed} of {len(cells)} cells have failed, as the page says; the same command tries them again"
-        )
+    if ended.failed:
+        said = f"{ended.failed} of {len(cells)} cells have failed, as the page says; the same command tries them again"
         print(f"attvae: {said}", file=sys.stderr, flush=True)
         raise typer.Exit(1)

@@ -7,7 +7,6 @@ folders hold.
 
 import logging
 import math
-import os
 import random
 import re
 import shutil
@@ -40,10 +39,9 @@ from attvae.search.sweep_folder import SweepFolder
 from attvae.search.tpe import Tpe
 from attvae.search.trial import Trial, ranked
 from attvae.search.worker import Setting, TrialLostError, TrialWorker, launch_config, point_of
+from attvae.tracking.config import mlflow_variables
 from attvae.tracking.mlflow_sweep import MlflowSweep
 from attvae.tracking.protocol import Status
-
-_OF_MLFLOW = ("MLFLOW_TRACKING_", "MLFLOW_EXPERIMENT_NAME")
 
 
 def run(search: SearchConfig, out: Path, resume: bool) -> None:
@@ -52,10 +50,9 @@ def run(search: SearchConfig, out: Path, resume: bool) -> None:
     Raises:
         ValueError, OSError, SweepFailedError, StopRequestedError: as attvae.search.tune.sweep.
     """
-    mlflow = {name: value for name, value in os.environ.items() if name.startswith(_OF_MLFLOW)}
     setting = Setting(
         out, Path.cwd(), search.metric, search.nodes, search.ranks // search.nodes, search.cpus_per_rank,
-        search.gpus_per_rank, mlflow,
+        search.gpus_per_rank, mlflow_variables(),
     )  # fmt: skip
     _check_room(search, setting)
     folder = SweepFolder(out)

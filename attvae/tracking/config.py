@@ -11,6 +11,13 @@ from pydantic import Field, field_validator
 from attvae.spec import Config
 from attvae.tracking.secrets import without_secrets
 
+_VARIABLES = ("MLFLOW_TRACKING_", "MLFLOW_EXPERIMENT_NAME")
+
+
+def mlflow_variables() -> dict[str, str]:
+    """Those of this process's environment that say where MLflow is, and who may write: for processes elsewhere."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+
 
 class TrackingConfig(Config):
     """MLflow's store. The journal and the terminal need no settings.

@@ -5,18 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from launched import REPOSITORY
+from launched import REPOSITORY, wait_for
 from mlflow import MlflowClient
 from ray_head import ray_head
 
 BOTH = "depth/02_both_seed-0"
+OUT = Path("runs/claims/small")
 
 
 def study_file(folder: Path, digits: Path, samples: int = 2000, **variants: dict[str, Any]) -> Path:
@@ -42,7 +42,7 @@ def study_file(folder: Path, digits: Path, samples: int = 2000, **variants: dict
 
 def start(study: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "attvae.cli", "claims", str(study), "--out", str(study.parent / "out"), *options],
+        [sys.executable, "-m", "attvae.cli", "claims", study.name, *options],
         cwd=study.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -57,37 +57,43 @@ def run(study: Path, *options: str) -> tuple[int, str]:
     return process.returncode, said
 
 
-def rows(study: Path, out: str = "out") -> dict[str, Any]:
+def rows(study: Path, out: str = "runs/claims/small") -> dict[str, Any]:
     return {row["id"]: row for row in json.loads((study.parent / out / "results.json").read_text())["cells"]}
+
+
+def interrupt(study: Path, *options: str) -> str:
+    """Asks a study to stop once the cell with attention has been evaluated; gives what it said."""
+    with start(study, *options) as process:
+        journal = study.parent / OUT / BOTH / "run/metrics.jsonl"
+        if not wait_for(lambda: journal.is_file() and "val/nelbo_nats" in journal.read_text(), 120):
+            process.kill()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "SIGTERM: the same command goes on" in said
+    return said
 
 
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on_and_a_cell_run_again_has_the_same_figures(tmp_path: Path, digits: Path) -> None:
     study = study_file(tmp_path, digits, samples=12000)
-    with start(study) as process:
-        journal = tmp_path / "out" / BOTH / "run/metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (journal.is_file() and "val/nelbo_nats" in journal.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, said
-    assert "SIGTERM: the same command goes on" in said
+    interrupt(study)
     assert {row["status"] for row in rows(study).values()} == {"missing"}
-    assert list((tmp_path / "out" / BOTH / "run/checkpoints").iterdir())
+    assert list((tmp_path / OUT / BOTH / "run/checkpoints").iterdir())
 
     code, said = run(study)
     assert code == 0, said
     assert "0 of 2 cells are done, 2 to go" in said
     assert {row["status"] for row in rows(study).values()} == {"done"}
-    assert (tmp_path / "out/results.md").is_file()
+    assert (tmp_path / OUT / "results.md").is_file()
 
     code, said = run(study)  # nothing is left to do
     assert code == 0, said
     assert "2 of 2 cells are done, 0 to go" in said
 
-    code, said = run(study, "--cell", BOTH, "--out", str(tmp_path / "again"))
+    code, said = run(study, "--cell", BOTH, "--out", "again")
     assert code == 0, said
+    assert sum(row["status"] == "missing" for row in rows(study, "again").values()) == 1  # it is named, too
     again, resumed = rows(study, "again")[BOTH], rows(study)[BOTH]
     assert again["test"] == resumed["test"]  # to the last bit: also interrupted and resumed
     assert again["attention"] == resumed["attention"]
@@ -117,19 +123,32 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, digi
     ]
     reason = found["depth/02_wild_seed-0"]["reason"]
     assert reason
-    page = (tmp_path / "out/results.md").read_text()
+    page = (tmp_path / OUT / "results.md").read_text()
     assert "depth/02_wild_seed-0" in page
     assert "failed" in page
 
 
 @pytest.mark.slow
-def test_the_folder_of_another_study_is_refused(tmp_path: Path, digits: Path) -> None:
+def test_what_is_not_of_this_study_is_refused(tmp_path: Path, digits: Path) -> None:
     study = study_file(tmp_path, digits, samples=300)
     assert run(study, "--cell", BOTH)[0] == 0
-    study_file(tmp_path, digits, samples=400)
+    same = study.read_text()
+    study.write_text(same.replace("importance_samples: 2", "importance_samples: 3"))
+    code, said = run(study)
+    assert (code, "importance_samples: 2 there, 3 here" in said) == (2, True), said
+    study.write_text(same.replace("samples: 300", "samples: 400"))
+    code, said = run(study)
+    assert (code, "train.samples: 300 there, 400 here" in said) == (2, True), said
+    study.write_text(same)
+    row = tmp_path / OUT / BOTH / "cell.json"
+    row.write_text(row.read_text()[:50])
+    code, said = run(study)
+    assert (code, "is damaged" in said, "remove it" in said) == (2, True, True), said
+    row.unlink()
+    (tmp_path / OUT / BOTH / "run/summary.json").write_text("{}")  # of a run that counts as finished
     code, said = run(study, "--cell", BOTH)
-    assert code == 2
-    assert "holds a cell of another study" in said
+    assert (code, "1 of 1 cells have failed" in said) == (1, True), said
+    assert "cannot be read" in rows(study)[BOTH]["reason"]
 
 
 def test_bad_input_of_the_command(tmp_path: Path, digits: Path) -> None:
@@ -153,7 +172,7 @@ def test_a_study_on_a_ray_cluster(tmp_path: Path, digits: Path, cluster: str) ->
     assert code == 0, said
     on_ray = rows(study)
     assert {row["status"] for row in on_ray.values()} == {"done"}
-    code, said = run(study, "--out", str(tmp_path / "here"))
+    code, said = run(study, "--out", "here")
     assert code == 0, said
     here = rows(study, "here")
     assert {name: row["test"] for name, row in on_ray.items()} == {name: row["test"] for name, row in here.items()}
@@ -162,6 +181,16 @@ def test_a_study_on_a_ray_cluster(tmp_path: Path, digits: Path, cluster: str) ->
     experiments = [each.experiment_id for each in client.search_experiments()]
     names = {each.info.run_name for each in client.search_runs(experiments)}
     assert names == set(on_ray)
+
+
+@pytest.mark.ray
+def test_a_study_on_a_cluster_is_interrupted_and_goes_on(tmp_path: Path, digits: Path, cluster: str) -> None:
+    study = study_file(tmp_path, digits, samples=12000)
+    interrupt(study, "--address", cluster)
+    assert list((tmp_path / OUT / BOTH / "run/checkpoints").iterdir())
+    code, said = run(study, "--address", cluster)
+    assert code == 0, said
+    assert {row["status"] for row in rows(study).values()} == {"done"}
 
 
 @pytest.mark.ray

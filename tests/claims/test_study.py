@@ -41,23 +41,23 @@ def written(folder: Path, **changes: Any) -> Path:
 def test_a_study_is_every_variant_of_every_depth_with_every_seed(tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
     assert study.name == "small"
-    assert [cell.id for cell in study.cells(full=False)] == [
+    assert [cell.id for cell in study.cells()] == [
         "depth/02_none_seed-3",
         "depth/02_both_seed-3",
-        "depth/02_none_seed-4",
         "depth/02_both_seed-4",
+        "depth/02_none_seed-4",
     ]
 
 
 def test_the_digits_study_is_that_of_the_question() -> None:
     study = load_study(SHIPPED / "digits.yaml")
-    cells = list(study.cells(full=False))
+    more = list(study.cells())
+    cells = [cell for cell in more if not study.sets[cell.set].full]
     assert len(cells) == 36
     assert {cell.layers for cell in cells} == {2, 4, 8}
     assert {cell.variant for cell in cells} == {"none", "generative", "inference", "both"}
     assert {cell.seed for cell in cells} == {0, 1, 2}
     assert set(Counter((cell.layers, cell.variant) for cell in cells).values()) == {3}
-    more = list(study.cells(full=True))
     assert {16, 8} <= {cell.layers for cell in more}
     assert {"both_nonlocal"} <= {cell.variant for cell in more}
     for cell in cells:  # as many samples for all of a depth
@@ -66,7 +66,7 @@ def test_the_digits_study_is_that_of_the_question() -> None:
 
 def test_attention_is_where_the_variant_says() -> None:
     study = load_study(SHIPPED / "digits.yaml")
-    for cell in study.cells(full=True):
+    for cell in study.cells():
         if cell.seed or cell.set == "photographs":
             continue
         model = study.config_of(cell).model
@@ -90,6 +90,10 @@ def test_a_cell_s_configuration_has_what_all_have_and_what_is_its_own(tmp_path: 
     [
         ({"variants": {"both": {}}}, "variants lacks none"),
         ({"seeds": [1, 1]}, "names a seed twice"),
+        (
+            {"sets": {"s": {"about": "", "depths": [{"layers": 1, "samples": n, "widths": {}} for n in (1, 2)]}}},
+            r"sets.s: depths=\[1, 1\] names a number of layers twice",
+        ),
         ({"gpus": 2}, "gpus=2: a run of a study has one GPU or none"),
         ({"seed": 1}, "unknown key seed: did you mean seeds?"),
         ({"sets": {"a b": {"about": "", "depths": [{"layers": 1, "samples": 1, "widths": {}}]}}}, "sets.a b: a set's"),
@@ -106,10 +110,10 @@ def test_what_is_wrong_with_a_study_is_said(tmp_path: Path, changes: dict[str, A
 
 def test_models_that_are_not_of_one_size_are_refused(tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
-    cells = list(study.cells(full=False))
-    check(study, cells, dict(zip(cells, (1000, 1020, 1000, 1020), strict=True)))
+    cells = list(study.cells())
+    check(study, dict(zip(cells, (1000, 1020, 1020, 1000), strict=True)))
     with pytest.raises(ValueError, match=r"2 layers, both has 1,021 parameters, 2 layers, none 1,000, more than 2%"):
-        check(study, cells, dict(zip(cells, (1000, 1021, 1000, 1020), strict=True)))
+        check(study, dict(zip(cells, (1000, 1021, 1020, 1000), strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +125,10 @@ def test_models_that_are_not_of_one_size_are_refused(tmp_path: Path) -> None:
 )
 def test_the_shipped_studies_compare_models_of_one_size(file: str, spec: DataSpec) -> None:
     study = load_study(SHIPPED / file)
-    cells = [cell for cell in study.cells(full=True) if cell.seed == study.seeds[0] and cell.set != "photographs"]
+    cells = [cell for cell in study.cells() if cell.seed == study.seeds[0] and cell.set != "photographs"]
     parameters = {}
     for cell in cells:
         with torch.device("meta"):
             model = DeepVAE(study.config_of(cell).model, spec)
         parameters[cell] = sum(p.numel() for p in model.parameters())
-    check(study, cells, parameters)
+    check(study, parameters)
