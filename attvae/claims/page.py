@@ -1,6 +1,7 @@
 """The page of a study: docs/results.md with its tables and pictures, made from the study's JSON alone."""
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from attvae.claims.results import (
     Results,
     Unit,
     done,
+    of_one_machine,
     read_results,
     strata,
 )
@@ -69,8 +71,8 @@ def _page(results: Results, folder: Path) -> Iterator[str]:
     for name in results.sets:
         yield from _set(results, name, folder)
     yield "## All cells"
-    yield f"Every cell that the study names, in its order. {_counts(results)} Errors are over the test images."
-    yield cells_table(results.cells)
+    yield f"Every cell that was asked for, in the study's order. {_counts(results)} Errors are over the test images."
+    yield cells_table(results.counted())
     yield from _again(results)
 
 
@@ -80,7 +82,7 @@ def _head(results: Results) -> Iterator[str]:
     yield f"Made by `{results.command}`, from [{results.study}.json]({json_file}). {_counts(results)}"
     yield f"Chosen on: {results.chosen_on}"
     yield f"Limits: {results.limits}"
-    if not_run := [name for name in results.sets if name not in results.asked()]:
+    if not_run := [name for name in results.sets if not any(cell.set == name for cell in results.counted())]:
         yield f"Not asked for (`--full`): {', '.join(not_run)}."
     if ended:
         starts = [cell.started for cell in ended]
@@ -90,14 +92,14 @@ def _head(results: Results) -> Iterator[str]:
         )
         yield f"Commit: {_listed(commits)}. Trainings started between {min(starts)} and {max(starts)}."
         machines = [cell.machine for cell in ended]
+        kinds = (f"{each.processor}, {each.cpus} CPUs, trained on {each.device}" for each in machines)
         yield (
-            f"Machine: {_listed(f'{each.processor}, {each.cpus} CPUs' for each in machines)}; "
-            f"torch {_listed(each.torch for each in machines)}, Python {_listed(each.python for each in machines)}."
+            f"Machine: {_listed(kinds)}; torch {_listed(each.torch for each in machines)}, Python {_listed(each.python for each in machines)}."
         )
 
 
 def _counts(results: Results) -> str:
-    cells = [cell for cell in results.cells if cell.set in results.asked() or cell.status != "missing"]
+    cells = results.counted()
     number = {status: sum(cell.status == status for cell in cells) for status in ("done", "failed", "missing")}
     found = f"Cells: {number['done']} of {len(cells)} done, {number['failed']} failed, {number['missing']} missing."
     return found if not number["missing"] else f"**{found}** The same command goes on."
@@ -148,6 +150,8 @@ def _race(results: Results, name: str, attentive: list[Cell], unit: Unit, path: 
     sides = (Side(BASELINE, done(results.of(name, BASELINE))), Side(ATTENTIVE, done(attentive)))
     curves_chart(*sides, results.variants, unit, path)
     yield _picture(path.stem, "Validation NELBO while training: thin lines are seeds, the start lies above the frame")
+    if not of_one_machine([cell for group in groups for cell in [*group.baseline, *group.attentive]]):
+        yield "The cells are of more than one machine: their seconds are as each has them, and are not compared."
     yield time_table(groups)
     if name == DEPTH:
         yield "### Layers"
@@ -170,12 +174,14 @@ def _attention(results: Results, cells: list[Cell], path: Path) -> Iterator[str]
 
 def _again(results: Results) -> Iterator[str]:
     yield "## One cell again"
+    study_file = [each for each in shlex.split(results.command)[2:] if Path(each).suffix in (".yaml", ".yml")]
+    again = shlex.join(["attvae", "claims", *study_file, "--cell"])
+    yield f"`{results.command}` runs what is missing and writes this page anew. At the commit above, a cell again:"
+    yield f"```\n{again} ID --out NEW\n```"
     yield (
-        f"`{results.command}` runs what is missing and writes this page anew. At the commit above, each of these "
-        "commands trains one cell; `summary.json` of its run and `attvae evaluate` have the figures."
+        "ID is that of the table above; its figures are in `cell.json` of the folder NEW/ID. The same kind of machine, "
+        "torch and number of threads (OMP_NUM_THREADS, which the study sets) give the same bits."
     )
-    commands = "\n".join(f"{cell.command}  # {cell.id}" for cell in done(results.cells))
-    yield f"```\n{commands}\n```" if commands else "No cell is done yet."
 
 
 def _picture(stem: str, caption: str) -> str:

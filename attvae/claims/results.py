@@ -167,7 +167,6 @@ class Results(BaseModel):
         """The sets that the study as it was started has to run."""
         return [name for name, each in self.sets.items() if self.full or not each.full]
 
-
     def counted(self) -> list[Cell]:
         """The cells of the sets that were asked for, and what there is of others from another time."""
         return [cell for cell in self.cells if cell.set in self.asked() or cell.status != "missing"]
@@ -215,7 +214,9 @@ def read_results(found: Mapping[str, Any]) -> Results:
         if cell.set not in results.sets:
             raise ValueError(f"cell {cell.id}: set {cell.set!r} is none of {', '.join(results.sets)}: {REMEDY}")
         if cell.variant not in results.variants:
-            raise ValueError(f"cell {cell.id}: variant {cell.variant!r} is none of {', '.join(results.variants)}: {REMEDY}")
+            raise ValueError(
+                f"cell {cell.id}: variant {cell.variant!r} is none of {', '.join(results.variants)}: {REMEDY}"
+            )
     ids = [cell.id for cell in cells]
     places = [(cell.set, cell.depth, cell.variant, cell.seed) for cell in cells]
     for cell in cells:

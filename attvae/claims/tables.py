@@ -125,7 +125,12 @@ def attention_table(cells: Sequence[Cell], variants: Sequence[str]) -> str:
             contexts = fmean(len(layer.attended) for layer in attending[0].attention[path].choosing)
             figures[1] += f" of {contexts:.1f}"
             rows.append((str(depth), variant, name, *figures, mean_and_error(worth_nats(attending), 2)))
-    columns = ("entropy, uniform = 1", "effective contexts", "share beyond the nearest", "NELBO without it, nats more")
+    columns = (
+        "entropy, uniform = 1",
+        "effective contexts",
+        "share beyond the nearest",
+        "NELBO without it, nats more",
+    )
     return table(("depth", "attention", "path", *columns), rows)
 
 
@@ -168,9 +173,9 @@ def _groups(cells: Sequence[Cell], variants: Sequence[str]) -> list[tuple[int, s
 
 
 def _bound_of(cells: Sequence[Done]) -> str:
-    """The NELBO is a mean over more binarisations than the one of the bound: they are not of the same images."""
+    """The name of a column: the NELBO of binary images is a mean over more draws of each image."""
     k = ", ".join(map(str, sorted({cell.importance_samples for cell in cells})))
-    return f"importance-weighted bound, K = {k}, of one binarisation"
+    return f"importance-weighted bound (K = {k or MISSING}, one draw of each image)"
 
 
 def _with_error(estimate: Estimate) -> str:

@@ -22,9 +22,13 @@ from attvae.claims.results import (
     Stratum,
     Unit,
     done,
+    of_one_machine,
     strata,
 )
 from attvae.evaluation.elbo import ACTIVE_NATS
+
+EQUAL = 0.05
+"""Two training times are equal if they differ by at most this part of the attentive model's."""
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -55,7 +59,7 @@ def likelihood(results: Results, set_name: str, unit: Unit) -> Verdict:
         f"{_depths(groups)} ({', '.join(signed(-effect, digits) for effect in each)}), {p_of(tested)}. "
         f"Importance-weighted bound: {signed(-bound.effect, digits)} {unit}, {p_of(bound)}."
     )
-    return conclude(claim, by_test(tested), sentence, baseline, attentive)
+    return conclude(claim, by_test(tested), sentence + _left_out(baseline, attentive), baseline, attentive)
 
 
 def fewer_layers(results: Results) -> Verdict:
@@ -65,32 +69,29 @@ def fewer_layers(results: Results) -> Verdict:
     groups = strata(baseline, attentive)
     if len(groups) < 2:
         return Verdict(claim, "not measured", "That needs two depths with ended cells of both models.")
-    without = {group.depth: group.baseline for group in groups}
-    nelbo = {depth: _nelbo(cells) for depth, cells in without.items()}
-    needed = {group.depth: baseline_depth(nelbo, _nelbo(group.attentive)) for group in groups}
-    shallow, deep, best = min(nelbo), max(nelbo), min(nelbo, key=nelbo.__getitem__)
-    profit = stratified_test([(without[shallow], without[best])], _difference(lambda cell: cell.nelbo("nats")))
-    profits = best > shallow and significant(profit.p_greater)
+    needed = layers_needed(groups)
+    shallow, deep = min(needed), max(needed)
+    whole = deep == max(cell.depth for cell in [*baseline, *attentive])
+    profit = stratified_test([(groups[0].baseline, groups[-1].baseline)], _difference(lambda cell: cell.nelbo("nats")))
+    profits = profit.effect > 0 and significant(profit.p_greater)
     saved = _less([group for group in groups if group.depth < deep], lambda cell: cell.nelbo("nats"))
     lost = _less([group for group in groups if group.depth > shallow], lambda cell: cell.nelbo("nats"))
     outcome: Outcome = "not shown at this scale"
-    if profits and significant(saved.p_greater) and all((needed[d] or math.inf) > d for d in needed if d < deep):
+    more = all((k or math.inf) > d for d, k in needed.items() if d < deep)
+    fewer = all((k or math.inf) < d for d, k in needed.items() if d > shallow)
+    if whole and profits and more and significant(saved.p_greater):
         outcome = "shown"
-    elif profits and significant(lost.p_less) and all((needed[d] or math.inf) < d for d in needed if d > shallow):
+    elif profits and fewer and significant(lost.p_less):
         outcome = "contradicted"
     reached = "; ".join(f"{d} layers: {k or f'not reached with up to {deep}'}" for d, k in needed.items())
-    sentence = f"Layers with which the baseline reaches the attentive model's NELBO: {reached}. "
-    if best == shallow:
-        sentence += (
-            f"The baseline is best with the fewest layers ({nelbo[best]:.2f} nats with {best}): at this scale depth "
-            "brings it nothing, so that fewer layers are no advantage."
-        )
-    else:
-        sentence += (
-            f"The baseline is best with {best} layers: {nelbo[best]:.2f} nats, {nelbo[shallow]:.2f} with {shallow}, "
-            f"{p_of(profit)}{'' if profits else ', which does not tell them apart'}."
-        )
-    return conclude(claim, outcome, sentence, baseline, attentive)
+    lengths = "; ".join(f"{group.depth}: {fmean(cell.samples for cell in group.baseline):,.0f}" for group in groups)
+    nothing = "" if profits else ": at these lengths no gain from depth is seen, so that fewer layers are no advantage"
+    sentence = (
+        f"Layers with which the baseline reaches the attentive model's NELBO: {reached}. The baseline has "
+        f"{_nelbo(groups[0].baseline):.2f} nats with {shallow} layers, {_nelbo(groups[-1].baseline):.2f} with {deep}, "
+        f"{p_of(profit)}{nothing}. Trained on, by layers: {lengths} samples."
+    )
+    return conclude(claim, outcome, sentence + _left_out(baseline, attentive), baseline, attentive)
 
 
 def less_time(results: Results) -> Verdict:
@@ -100,13 +101,21 @@ def less_time(results: Results) -> Verdict:
     groups = strata(baseline, attentive)
     if not groups:
         return _nothing_to_compare(claim)
-    tested = stratified_test([(group.baseline, group.attentive) for group in groups], _log_ratio_of_seconds)
     races = [race(group.baseline, group.attentive) for group in groups]
+    samples = _times([each.samples_ratio for each in races])
+    if not of_one_machine(done([*baseline, *attentive])):
+        sentence = (
+            "The cells are of more than one machine, so that their seconds cannot be compared. To the worse of the two "
+            f"final validation NELBOs the baseline takes {samples} times the samples of the attentive model at depths "
+            f"{_depths(groups)}."
+        )
+        return conclude(claim, "not measured", sentence + _left_out(baseline, attentive), baseline, attentive)
+    tested = stratified_test([(group.baseline, group.attentive) for group in groups], _log_ratio_of_seconds)
     ratios = [each.seconds_ratio for each in races]
     sentence = (
         f"To the worse of the two final validation NELBOs the baseline takes {_times(ratios)} times the training time "
         f"of the attentive model at depths {_depths(groups)}, {p_of(tested)}, and "
-        f"{_times([each.samples_ratio for each in races])} times its samples. "
+        f"{samples} times its samples.{_left_out(baseline, attentive)} "
     )
     outcome = (
         by_test(tested) if all((ratio > 1) == (tested.effect > 0) for ratio in ratios) else "not shown at this scale"
@@ -114,14 +123,27 @@ def less_time(results: Results) -> Verdict:
     longer = results.of(EQUAL_TIME, BASELINE)
     as_long = strata(longer, [cell for cell in attentive if cell.depth in {each.depth for each in longer}])
     if not as_long or any(cell.status == "missing" for cell in longer):
-        run = f"{len(done(longer))} of {len(longer)} baselines run" if longer else "not run"
-        sentence += f"At equal training time: {run}."
+        run = f"{len(done(longer))} of {len(longer)} baselines run" if done(longer) else "not run"
+        return conclude(claim, outcome, f"{sentence}At equal training time: {run}.", baseline, attentive)
+    totals = [tuple(fmean(map(_seconds, side)) for side in (each.baseline, each.attentive)) for each in as_long]
+    seconds = ", ".join(f"{without:,.0f} against {with_:,.0f}" for without, with_ in totals)
+    if not of_one_machine(done([*longer, *attentive])):
+        sentence += f"The baselines of `{EQUAL_TIME}` are of another machine: not compared."
+        return conclude(claim, outcome, sentence, baseline, attentive)
+    apart = max(abs(without / with_ - 1) for without, with_ in totals)
+    if apart > EQUAL:
+        sentence += (
+            f"The baselines of `{EQUAL_TIME}` train {seconds} seconds, without against with attention, at depths "
+            f"{_depths(as_long)}: up to {apart:.0%} apart, which is not equal and has no say."
+        )
         return conclude(claim, outcome, sentence, baseline, attentive)
     equal = _less(as_long, lambda cell: cell.nelbo("nats"))
     if by_test(equal) != outcome:
         outcome = "not shown at this scale"
-    difference = f"{signed(-equal.effect)} nats, {p_of(equal)}"
-    sentence += f"At equal training time, test NELBO with attention less that without: {difference}."
+    sentence += (
+        f"At equal training time ({seconds} seconds, without against with attention, at depths {_depths(as_long)}), "
+        f"test NELBO with attention less that without: {signed(-equal.effect)} nats, {p_of(equal)}."
+    )
     return conclude(claim, outcome, sentence, [*baseline, *longer], attentive)
 
 
@@ -146,12 +168,16 @@ def upper_layers(results: Results, set_name: str) -> Verdict:
     )
     if without == 1:
         sentence += " No upper layer of the baseline has collapsed at this scale: there is nothing to avoid."
-    return conclude(claim, outcome, sentence, baseline, attentive)
+    return conclude(claim, outcome, sentence + _left_out(baseline, attentive), baseline, attentive)
 
 
-def baseline_depth(nelbo: dict[int, float], target: float) -> int | None:
-    """The least depth whose NELBO is `target` or less, if there is one."""
-    return next((depth for depth in sorted(nelbo) if nelbo[depth] <= target), None)
+def layers_needed(groups: Sequence[Stratum]) -> dict[int, int | None]:
+    """Of each depth, the least depth, if any, at which the baseline has the attentive model's mean NELBO or less."""
+    without = {group.depth: _nelbo(group.baseline) for group in groups}
+    return {
+        group.depth: next((depth for depth in without if without[depth] <= _nelbo(group.attentive)), None)
+        for group in groups
+    }
 
 
 def _sides(results: Results, set_name: str) -> tuple[list[Cell], list[Cell]]:
@@ -160,6 +186,18 @@ def _sides(results: Results, set_name: str) -> tuple[list[Cell], list[Cell]]:
 
 def _nothing_to_compare(claim: str) -> Verdict:
     return Verdict(claim, "not measured", "No depth has ended cells of both models.")
+
+
+def _left_out(baseline: Sequence[Cell], attentive: Sequence[Cell]) -> str:
+    """The depths at which a side has no ended cell."""
+    compared = {group.depth for group in strata(baseline, attentive)}
+    depths = sorted({cell.depth for cell in [*baseline, *attentive]} - compared)
+    return f" Left out, as a side has no ended cell: depth {', '.join(map(str, depths))}." if depths else ""
+
+
+def _seconds(cell: Done) -> float:
+    """Of the whole training."""
+    return cell.samples * cell.training.s_per_image
 
 
 def _nelbo(cells: Sequence[Done]) -> float:
