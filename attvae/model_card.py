@@ -1,11 +1,15 @@
 """README.md of an export folder: what the model is, its figures, how to use it, where it comes from."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from attvae import __version__
 from attvae.export import ExportConfig
 from attvae.model.vae import DeepVAE
+from attvae.programs import joined
 from attvae.tracking.secrets import without_secrets
 
 CITATION = """\
@@ -56,7 +60,6 @@ def _of_data(config: ExportConfig) -> str:
 
 def _what(config: ExportConfig, parameters: int, origin: str) -> str:
     model, spec = config.model, config.spec
-    z, h, w = model.latent_shape(spec)
     attended = [
         path
         for path, attention in (("generative", model.decoder_attention), ("inference", model.encoder_attention))
@@ -67,10 +70,16 @@ def _what(config: ExportConfig, parameters: int, origin: str) -> str:
     trained = f" after {config.samples_seen:,} training samples" if config.samples_seen is not None else ""
     weights = "averaged (EMA) weights" if config.weights == "ema" else "weights"
     return (
-        f"A hierarchical variational autoencoder with {model.num_layers} latent layers of {z}×{h}×{w} and {attention}; "
-        f"{parameters:,} parameters. It models images of {spec.height}×{spec.width}×{spec.channels} with {pixels}. "
+        f"A hierarchical variational autoencoder with {_layers(config)} and {attention}; {parameters:,} parameters. "
+        f"It models images of {spec.height}×{spec.width}×{spec.channels} with {pixels}. "
         f"These are the {weights}{trained}, {origin}; written by attvae {__version__}."
     )
+
+
+def _layers(config: ExportConfig) -> str:
+    numbers = Counter(config.model.latent_shapes(config.spec))
+    sizes = [f"{layers} latent layers of {'×'.join(map(str, shape))}" for shape, layers in numbers.items()]
+    return ", ".join(sizes)
 
 
 def _warnings(config: ExportConfig) -> list[str]:
@@ -123,7 +132,8 @@ def _programs(config: ExportConfig, model: DeepVAE, suffixes: Sequence[str]) -> 
     if not suffixes:
         return []
     files = ", ".join(f"`{name}{suffix}`" for suffix in suffixes for name in ("encoder", "sampler"))
-    noise = f"noise [B, {config.model.num_layers}, {', '.join(map(str, config.model.latent_shape(config.spec)))}]"
+    shape = joined([torch.empty(1, *of_layer) for of_layer in model.latent_shapes]).shape[1:]
+    noise = f"noise [B, {', '.join(map(str, shape))}]"
     pixel_noise = f"pixel_noise [B, {', '.join(map(str, model.pixel_noise_shape))}]"
     return [
         f"""\

@@ -4,11 +4,14 @@ encoder   x [B, C, H, W] raw pixels, noise [B, L, Z, h, w] standard normal -> la
 sampler   noise [B, L, Z, h, w] standard normal, temperature [] , pixel_noise [B, U, H, W] uniform in [0, 1)
           -> pixels [B, C, H, W], head [B, P, H, W] (the likelihood's raw parameters)
 
+With several grids, noise and latents are [B, N]: the values of the first layer, then those of the next.
+
 Any batch size. All random numbers come from outside, so that a program is a function. docs/export.md.
 """
 
 import importlib.util
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +55,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Integer[Tensor, "b c H W"], noise: Float[Tensor, "b l z h w"]) -> Float[Tensor, "b l z h w"]:
-        return torch.stack(self.model.encode(x, noise.unbind(1)), dim=1)
+    def forward(self, x: Integer[Tensor, "b c H W"], noise: Float[Tensor, "b *n"]) -> Float[Tensor, "b *n"]:
+        return joined(self.model.encode(x, parted(noise, self.model.latent_shapes)))
 
 
 class Sampler(nn.Module):
@@ -64,10 +67,25 @@ class Sampler(nn.Module):
         self.model = model
 
     def forward(
-        self, noise: Float[Tensor, "b l z h w"], temperature: Float[Tensor, ""], pixel_noise: Float[Tensor, "b u H W"]
+        self, noise: Float[Tensor, "b *n"], temperature: Float[Tensor, ""], pixel_noise: Float[Tensor, "b u H W"]
     ) -> tuple[Integer[Tensor, "b c H W"], Float[Tensor, "b p H W"]]:
-        head = self.model.sample_head(noise.shape[0], temperature, noise.unbind(1))
+        head = self.model.sample_head(noise.shape[0], temperature, parted(noise, self.model.latent_shapes))
         return self.model.draw_pixels(head, pixel_noise), head
+
+
+def joined(layers: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b *n"]:
+    """Noise or latents of all layers as one tensor: [B, L, Z, h, w], or [B, N] with several grids."""
+    if len({layer.shape[1:] for layer in layers}) == 1:
+        return torch.stack([*layers], dim=1)
+    return torch.cat([layer.flatten(1) for layer in layers], dim=1)
+
+
+def parted(tensor: Float[Tensor, "b *n"], shapes: Sequence[tuple[int, ...]]) -> list[Float[Tensor, "b _ _ _"]]:
+    """The inverse of `joined`, for layers of these shapes."""
+    if len({*shapes}) == 1:
+        return [*tensor.unbind(1)]
+    parts = tensor.split([math.prod(shape) for shape in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class _Program(NamedTuple):
@@ -99,7 +117,7 @@ def write(folder: Path, model: DeepVAE, formats: Sequence[Format]) -> None:
 def _programs(model: DeepVAE) -> Iterator[_Program]:
     model = deepcopy(model).cpu().eval().requires_grad_(False)
     b, spec = _TRACED_IMAGES, model.spec
-    noise = torch.zeros(b, len(model.latent_shapes), *model.latent_shapes[0])
+    noise = joined([torch.zeros(b, *shape) for shape in model.latent_shapes])
     x = torch.zeros(b, *spec.shape, dtype=torch.uint8 if spec.num_bits <= 8 else torch.uint16)
     yield _Program("encoder", Encoder(model), {"x": x, "noise": noise}, ("latents",))
     pixel_noise = torch.full((b, *model.pixel_noise_shape), 0.5)

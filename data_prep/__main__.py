@@ -35,11 +35,18 @@ def digits(out: Out = None, workers: Workers = 1, ray: Ray = None) -> None:
 
 
 @app.command()
-def photos(out: Out = Path("data/photos32"), workers: Workers = 1, ray: Ray = None) -> None:
-    """32×32 RGB patches of scikit-learn's two sample photographs; the splits share no pixel."""
+def photos(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the shards and manifest.json; data/photosSIZE by default.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of a patch.")] = 32,
+    workers: Workers = 1,
+    ray: Ray = None,
+) -> None:
+    """Square RGB patches of scikit-learn's two sample photographs; the splits share no pixel."""
     from data_prep.photos import dataset
 
-    _prepare(dataset(), out, workers, ray)
+    _prepare(dataset(size), out or Path(f"data/photos{size}"), workers, ray)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""32×32 RGB patches of scikit-learn's two sample photographs (427×640 pixels each).
+"""Square RGB patches of scikit-learn's two sample photographs (427×640 pixels each).
 
 Bands of columns separate the splits, so no pixel is shared. Patches of val and test tile their band, each pixel once.
 Those of train overlap: the stride is odd, so that textures come at every alignment to the grids of a model that
@@ -16,18 +16,20 @@ from sklearn.datasets import load_sample_image
 
 from attvae.data.manifest import Split
 from attvae.spec import DataSpec
-from data_prep.dataset import Dataset, Image
+from data_prep.dataset import Dataset, Image, Images
 
 PHOTOS = ("china.jpg", "flower.jpg")
 HEIGHT = 427
-PATCH = 32
+TRAIN_STRIDE = 3
+BANDS: dict[Split, range] = {"train": range(400), "val": range(400, 480), "test": range(480, 640)}
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of a band of columns of each photograph, row by row. The stride is from patch to patch, in pixels."""
+    """Patches of a band of columns of each photograph, row by row. Size and stride, from patch to patch, in pixels."""
 
     columns: range
+    size: int
     stride: int
 
     def __len__(self) -> int:
@@ -39,31 +41,35 @@ class Patches:
         for number in numbers:
             photo, place = divmod(number, len(rows) * len(columns))
             row, column = rows[place // len(columns)], columns[place % len(columns)]
-            pixels_HWC = _load(PHOTOS[photo])[row : row + PATCH, column : column + PATCH]
+            pixels_HWC = _load(PHOTOS[photo])[row : row + self.size, column : column + self.size]
             yield Image(pixels_HWC, info={"photo": PHOTOS[photo], "row": row, "column": column})
 
     def _grid(self) -> tuple[range, range]:
         """Where patches start: rows, columns."""
-        last = self.columns.stop - PATCH
-        return range(0, HEIGHT - PATCH + 1, self.stride), range(self.columns.start, last + 1, self.stride)
+        last = self.columns.stop - self.size
+        return range(0, HEIGHT - self.size + 1, self.stride), range(self.columns.start, last + 1, self.stride)
 
 
-BANDS: dict[Split, Patches] = {
-    "train": Patches(range(400), 3),
-    "val": Patches(range(400, 480), PATCH),
-    "test": Patches(range(480, 640), PATCH),
-}
+def dataset(size: int) -> Dataset:
+    """Patches of so many pixels on each side.
 
-
-def dataset() -> Dataset:
+    Raises:
+        ValueError: they do not fit into the narrowest band.
+    """
+    narrowest = min(map(len, BANDS.values()))
+    if size > narrowest:
+        raise ValueError(f"--size {size}: the narrowest band of the photographs has {narrowest} columns; at most those")
+    splits: dict[Split, Images] = {
+        split: Patches(columns, size, TRAIN_STRIDE if split == "train" else size) for split, columns in BANDS.items()
+    }
     return Dataset(
         name="photos",
         version="1",
         source="sklearn.datasets.load_sample_image: china.jpg, flower.jpg (CC BY)",
         identity=f"scikit-learn {sklearn.__version__}",
-        spec=DataSpec(height=PATCH, width=PATCH, channels=3, num_bits=8, max_value=255),
+        spec=DataSpec(height=size, width=size, channels=3, num_bits=8, max_value=255),
         format="raw",
-        splits=BANDS,
+        splits=splits,
         shard_samples=500,
     )
 

@@ -47,7 +47,7 @@ def test_sizes_are_those_of_the_goal() -> None:
         ]
     assert all(5_000_000 <= count <= 6_000_000 for count in parameters)
     assert parameters[1] == pytest.approx(parameters[0], rel=0.01)
-    assert step.attentive().latent_shape(step.SPEC) == (20, 16, 16)
+    assert step.attentive().latent_shapes(step.SPEC) == [(20, 16, 16)] * 16
 
 
 def test_nvaes_generative_cell_is_made_of_torchs_layers() -> None:

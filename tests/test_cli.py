@@ -23,11 +23,11 @@ COMMAND = [str(Path(sys.executable).with_name("attvae"))]
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], cwd: Path, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     ours = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
     ours |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "COLUMNS": "200"}
     return subprocess.run(
-        command, cwd=cwd, env=ours | environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env=ours | environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
 
 

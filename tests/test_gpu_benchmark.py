@@ -69,7 +69,7 @@ def test_stand_in_reads_configurations_as_pydantic_does() -> None:
             assert bare == real
 
     same(config, wanted)
-    assert config.latent_shape(made.DataSpec(**step.SPEC)) == wanted.latent_shape(DataSpec(**step.SPEC))
+    assert config.latent_shapes(made.DataSpec(**step.SPEC)) == wanted.latent_shapes(DataSpec(**step.SPEC))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_an_equation_names_code(number: int) -> None:
 @pytest.mark.parametrize("name", NAMED)
 def test_what_is_named_is_there(name: str) -> None:
     found = resolved(name)
-    assert isinstance(found, ModuleType) or callable(found), f"{name} is {found!r}"
+    assert isinstance(found, ModuleType | property) or callable(found), f"{name} is {found!r}"
     described = found if inspect.getdoc(found) else inspect.getmodule(found)
     assert inspect.getdoc(described), f"neither {name} nor its module says what it is"
 

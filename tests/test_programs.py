@@ -1,5 +1,6 @@
 """Encoder and sampler as programs, run where attvae is not imported, against the model itself."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,8 @@ BINARY = ModelConfig(
 )
 RGB = DataSpec(height=8, width=8, channels=3, num_bits=8, max_value=255)
 DIGITS = DataSpec(height=6, width=6, channels=1, num_bits=5, max_value=16, binary=True)
-CASES = {"published": (PUBLISHED, RGB), "binary": (BINARY, DIGITS)}
+SEVERAL_GRIDS = BINARY.model_copy(update={"num_layers": 3, "coarser_layers": (1, 1)})
+CASES = {"published": (PUBLISHED, RGB), "binary": (BINARY, DIGITS), "several grids": (SEVERAL_GRIDS, DIGITS)}
 
 LOAD = """
 import sys
@@ -72,7 +74,7 @@ assert not [name for name in sys.modules if name.startswith("attvae")]
 """
 
 
-@pytest.fixture(params=["binary", pytest.param("published", marks=pytest.mark.slow)])
+@pytest.fixture(params=["binary", "several grids", pytest.param("published", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest) -> DeepVAE:
     torch.manual_seed(3)
     model = DeepVAE(*CASES[request.param]).eval()
@@ -83,21 +85,30 @@ def model(request: pytest.FixtureRequest) -> DeepVAE:
     return model
 
 
+def layers_joined(layers: list[Tensor]) -> Tensor:
+    """Side by side: as one tensor has them where all are alike."""
+    shapes = {layer.shape for layer in layers}
+    return torch.stack(layers, dim=1) if len(shapes) == 1 else torch.cat([each.flatten(1) for each in layers], dim=1)
+
+
 def given(model: DeepVAE, batch: int) -> dict[str, Tensor]:
     torch.manual_seed(batch)
     top = 1 if model.spec.binary else model.spec.max_value
+    noise = layers_joined([torch.randn(batch, *shape) for shape in model.latent_shapes])
     return {
         "x": torch.randint(0, top + 1, (batch, *model.spec.shape), dtype=torch.uint8),
-        "noise": torch.randn(batch, len(model.latent_shapes), *model.latent_shapes[0]),
+        "noise": noise,
         "temperature": torch.tensor(0.6),
         "pixel_noise": torch.rand(batch, *model.pixel_noise_shape),
     }
 
 
 def expected(model: DeepVAE, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    noise, batch = [*given["noise"].unbind(1)], len(given["noise"])
+    batch = len(given["noise"])
+    noise = [*given["noise"].view(batch, -1).split([math.prod(shape) for shape in model.latent_shapes], dim=1)]
+    noise = [eps.view(batch, *shape) for eps, shape in zip(noise, model.latent_shapes, strict=True)]
     return {
-        "latents": torch.stack(model.encode(given["x"], noise), dim=1),
+        "latents": layers_joined(model.encode(given["x"], noise)),
         "pixels": model.sample(batch, 0.6, noise, given["pixel_noise"]),
         "head": model.sample_head(batch, 0.6, noise),
     }

@@ -17,7 +17,8 @@ ways, and p is the share of these splits with a difference as large, one-sided. 
 seed share the order of images and the binarisation, and to count that as noise errs on the cautious side.
 
 * **Shown**: in the claim's direction with p ≤ {LEVEL}, and what is said below. **Contradicted**: in the other
-  direction with p ≤ {LEVEL}. **Not shown at this scale**: neither. **Not measured**: cells are missing.
+  direction with p ≤ {LEVEL}. **Not shown at this scale**: neither. **Not measured**: cells are missing, or
+  they are of more than one machine and the claim is about seconds.
 * A failed cell never helps its side: with one of `{ATTENTIVE}` nothing is shown, with one of `{BASELINE}` nothing is
   contradicted.
 * A depth at which a side has no ended cell is left out of a comparison, and named.

@@ -94,7 +94,8 @@ def _head(results: Results) -> Iterator[str]:
         machines = [cell.machine for cell in ended]
         kinds = (f"{each.processor}, {each.cpus} CPUs, trained on {each.device}" for each in machines)
         yield (
-            f"Machine: {_listed(kinds)}; torch {_listed(each.torch for each in machines)}, Python {_listed(each.python for each in machines)}."
+            f"Machine: {_listed(kinds)}; "
+            f"torch {_listed(each.torch for each in machines)}, Python {_listed(each.python for each in machines)}."
         )
 
 

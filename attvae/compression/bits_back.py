@@ -100,7 +100,7 @@ class ImageCoder:
         features = model.features(x)
         z: Tensor | None = None
         for i, shape in enumerate(model.latent_shapes):
-            layer = model.layer(i, contexts, z, Infer(features[i:], torch.zeros(len(x), *shape)))
+            layer = model.layer(i, contexts, z, Infer(features[i], torch.zeros(len(x), *shape)))
             exact_p = self._prior(layer.top_down.prior_raw, len(x), i)
             exact_q = self._posterior(layer.posterior_raw)
             p, q = self._rounded(exact_p), self._rounded(exact_q)
@@ -137,7 +137,7 @@ class ImageCoder:
         posteriors = []
         for i, top_down in enumerate(top_downs):
             infer: Inference = model.layers[i].inference  # type: ignore[assignment]
-            delta = infer(features[i:], top_down.encoder_query, top_down.prior_condition).delta
+            delta = infer(features[i], top_down.encoder_query, top_down.prior_condition).delta
             raw = delta if top_down.prior_raw is None else top_down.prior_raw.shifted(delta)
             posteriors.append(self._rounded(self._posterior(raw)))
         for k, q, p in zip(reversed(bins), reversed(posteriors), reversed(priors), strict=True):

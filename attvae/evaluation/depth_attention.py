@@ -142,7 +142,7 @@ def depth_attention_of(model: Watched, x: Tensor, noise: list[Tensor]) -> DepthA
 def depth_attention_maps(model: Watched, x: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
     """The probabilities at each pixel of one image x [1, C, H, W]: [n, h, w] by the attention's name.
 
-    The model has one head and one size of map, so this is all there is.
+    The model has one head; the maps of a layer have the size of its grid.
     """
     maps: dict[str, Tensor] = {}
     with model.watched_depth_attention(lambda name, probabilities_nBHW: maps.update({name: probabilities_nBHW[:, 0]})):

@@ -81,6 +81,9 @@ class ModelConfig(Config):
     """
 
     num_layers: int = Field(ge=1, description="latent layers L")
+    coarser_layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="numbers of layers on coarser grids, the coarsest first, each half as fine as the next"
+    )
     latent_channels: int = Field(gt=0, description="channels Z of each")
     encoder_filters: int = Field(gt=0, description="width of the inference path")
     decoder_filters: int = Field(gt=0, description="width of the generative path")
@@ -126,6 +129,11 @@ class ModelConfig(Config):
                 f"preprocessing.scales halves {down} times but postprocessing.scales doubles {up} times; "
                 "make them equal"
             )
+        if sum(self.coarser_layers) >= self.num_layers:
+            raise ValueError(
+                f"coarser_layers {[*self.coarser_layers]} are {sum(self.coarser_layers)} of num_layers "
+                f"{self.num_layers}; leave one or more for the finest grid"
+            )
         if self.encoder_key_dim % 2**self.halvings:
             raise ValueError(
                 f"encoder_attention.key_dim {self.encoder_key_dim} is not divisible by 2^P = {2**self.halvings} "
@@ -165,18 +173,27 @@ class ModelConfig(Config):
         """D + ke, the channels of a top-down context without its key."""
         return self.decoder_filters * 2**self.halvings + self.encoder_key_dim
 
-    def latent_shape(self, spec: DataSpec) -> tuple[int, int, int]:
-        """(Z, h, w) of every latent layer for images of `spec`.
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """The number of each layer's grid: 0 for the finest, 1 for the next coarser one, and so on."""
+        on_grids = (*self.coarser_layers, self.num_layers - sum(self.coarser_layers))
+        coarsest = len(self.coarser_layers)
+        return tuple(coarsest - n for n, layers in enumerate(on_grids) for _ in range(layers))
+
+    def latent_shapes(self, spec: DataSpec) -> list[tuple[int, int, int]]:
+        """(Z, h, w) of each latent layer for images of `spec`, the top layer's first.
 
         Raises:
             ValueError: the images do not fit this model.
         """
-        factor = 2**self.halvings
+        coarser_grids = len(self.coarser_layers)
+        factor = 2 ** (self.halvings + coarser_grids)
         height, width = spec.height + 2 * self.pad, spec.width + 2 * self.pad
         if height % factor or width % factor:
+            further = f", and {coarser_grids} more for coarser_layers" if coarser_grids else ""
             raise ValueError(
                 f"images of {spec.height} x {spec.width} padded by {self.pad} to {height} x {width} cannot be halved "
-                f"P = {self.halvings} times; choose pad so that {factor} divides both"
+                f"P = {self.halvings} times{further}; choose pad so that {factor} divides both"
             )
         match self.likelihood:
             case BernoulliConfig():
@@ -198,4 +215,5 @@ class ModelConfig(Config):
                     )
                 if spec.channels > 4:
                     raise ValueError(f"likelihood logistic_mixture: 1 to 4 channels, not {spec.channels}")
-        return (self.latent_channels, height // factor, width // factor)
+        per_pixel = [2 ** (self.halvings + grid) for grid in self.grids]
+        return [(self.latent_channels, height // pixels, width // pixels) for pixels in per_pixel]

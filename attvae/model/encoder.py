@@ -11,6 +11,8 @@ from attvae.model.residual_cell import ResidualStack
 class Encoder(nn.Module):
     """Pre-processing stacks, then one stack of cells per latent layer. Features hold values, then the key.
 
+    The stack of a layer whose grid is coarser than that of the layer below begins with a cell that halves the map.
+
     With `recompute` each stack's activations are computed again in the backward pass.
     """
 
@@ -24,11 +26,13 @@ class Encoder(nn.Module):
             stack = ResidualStack(channels, config.preprocessing, config.norm, stem_channels=width)
             self.preprocessing.append(stack)
             channels = width = stack.out_channels
+        below = (*config.grids[1:], 0)
         self.cells = nn.ModuleList(
-            ResidualStack(channels, config.encoder, config.norm) for _ in range(config.num_layers)
+            ResidualStack(channels, config.encoder, config.norm, halve_first=grid > grid_below)
+            for grid, grid_below in zip(config.grids, below, strict=True)
         )
 
-    def forward(self, u_BCHW: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b e h2 w2"]]:
+    def forward(self, u_BCHW: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b e _ _"]]:
         """e_0 ... e_L for an image in [-1, 1]; e_L comes first out of the pre-processing, e_0 is the deepest."""
         for stack in self.preprocessing:
             u_BCHW = self._run(stack, u_BCHW)

@@ -135,7 +135,7 @@ def parse_command(text: str, images: Images | None = None) -> tuple[ModelConfig,
         likelihood=likelihood,
         pad=images.pad,
     )
-    _, *latents = config.latent_shape(images.spec)
+    [[_, *latents]] = set(config.latent_shapes(images.spec))  # theirs have one grid
     if latents != [*hierarchy.layer_latent_shape[:2]]:
         raise ValueError(
             f"--hparams: layer_latent_shape={[*hierarchy.layer_latent_shape]}, but images of {images.height} x "

@@ -60,19 +60,21 @@ class UpShortcut(ConvNode):
 class ResidualCell(nn.Module):
     """shortcut(x) + residual_scale * nodes(x); the published scale is 0.1.
 
-    A cell that halves the map doubles the channels, and the other way round.
+    A cell that halves the map doubles the channels, and the other way round, unless `out_channels` says otherwise.
     """
 
-    def __init__(self, in_channels: int, scale: int, config: StackConfig, norm: Norm):
+    def __init__(
+        self, in_channels: int, scale: int, config: StackConfig, norm: Norm, *, out_channels: int | None = None
+    ):
         super().__init__()
         self.scale = scale
         self.residual_scale = config.residual_scale
         match scale:
             case -2:
-                out_channels = 2 * in_channels
+                out_channels = out_channels or 2 * in_channels
                 self.shortcut: nn.Module = DownShortcut(in_channels, out_channels)
             case 2:
-                out_channels = in_channels // 2
+                out_channels = out_channels or in_channels // 2
                 self.shortcut = UpShortcut(in_channels, out_channels, config)
             case _:
                 out_channels = in_channels
@@ -100,13 +102,26 @@ class ResidualCell(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """An optional stem, which sets the width, then residual cells."""
+    """An optional stem, which sets the width, then residual cells.
 
-    def __init__(self, in_channels: int, config: StackConfig, norm: Norm, stem_channels: int | None = None):
+    With `halve_first` a cell in front of them halves the map and keeps the width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        config: StackConfig,
+        norm: Norm,
+        stem_channels: int | None = None,
+        *,
+        halve_first: bool = False,
+    ):
         super().__init__()
         self.stem = nn.Identity() if stem_channels is None else WeightNormConv2d(in_channels, stem_channels, 3)
         channels = in_channels if stem_channels is None else stem_channels
         self.blocks = nn.Sequential()
+        if halve_first:
+            self.blocks.append(ResidualCell(channels, -2, config, norm, out_channels=channels))
         for scale in config.scales:
             self.blocks.append(ResidualCell(channels, scale, config, norm))
             channels = channels * 2 if scale == -2 else channels // 2 if scale == 2 else channels

@@ -1,7 +1,7 @@
 """The deep attentive variational autoencoder (Apostolopoulou et al., ICLR 2022).
 
 Legend: L latent layers, layer 0 on top; B batch, C image channels, Z latent channels, P head channels per pixel, H and
-W the image, h and w the map of the latents, K importance samples.
+W the image, h and w the map of a layer's latents, K importance samples.
 """
 
 import math
@@ -21,9 +21,11 @@ from attvae.model.config import BernoulliConfig, LogisticMixtureConfig, ModelCon
 from attvae.model.decoder import Decoded, Decoder
 from attvae.model.depth_attention import DecoderAttention, EncoderAttention, Slot
 from attvae.model.encoder import Encoder
+from attvae.model.grids import finer, seen_by_layers
 from attvae.model.layers import PUBLISHED_VARIANCE, WeightNormConv2d
 from attvae.model.nonlocal_block import NonLocalBlock
 from attvae.model.recompute import recomputed
+from attvae.model.residual_cell import nearest_double
 from attvae.model.variational_layer import Draw, Given, Infer, Layer, VariationalLayer
 from attvae.spec import DataSpec
 
@@ -64,15 +66,16 @@ class DeepVAE(nn.Module):
         self.recompute = frozenset(recompute)
         self.config = config
         self.spec = spec
-        self.latent_shapes = [config.latent_shape(spec)] * config.num_layers
-        _, height, width = self.latent_shapes[0]
+        self.latent_shapes = config.latent_shapes(spec)
         match config.likelihood:
             case BernoulliConfig():
                 head_channels = spec.channels
             case LogisticMixtureConfig(num_mixtures=num_mixtures):
                 head_channels = logistic_mixture.num_parameters(spec.channels, num_mixtures)
         self.encoder = Encoder(config, spec.channels, recompute="encoder" in self.recompute)
-        self.layers = nn.ModuleList(VariationalLayer(config, i, height, width) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            VariationalLayer(config, i, height, width) for i, (_, height, width) in enumerate(self.latent_shapes)
+        )
         self.decoder = Decoder(config, head_channels)
         for module in self.modules():
             if isinstance(module, WeightNormConv2d):
@@ -99,7 +102,7 @@ class DeepVAE(nn.Module):
         noise = self._checked_noise(noise, len(x), x.device)
         features = self._features(x)
         contexts: list[Slot] = []
-        layers = self._top_down(contexts, [Infer(features[i:], noise[i]) for i in range(len(noise))])
+        layers = self._top_down(contexts, _inferred(self._seen(features), noise))
         decode = partial(recomputed, self.decoder) if "decoder" in self.recompute else self.decoder
         decoded: Decoded = decode(layers[-1].top_down.context, layers[-1].z)
         with torch.autocast(x.device.type, enabled=False):
@@ -171,8 +174,8 @@ class DeepVAE(nn.Module):
         with self._evaluation():
             x = self._checked_pixels(x)
             noise = self._checked_noise(noise, x.shape[0], x.device)
-            features = self._features(x)
-            return [z.z for z in self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])]
+            sources = _inferred(self._seen(self._features(x)), noise)
+            return [layer.z for layer in self._top_down([], sources)]
 
     @torch.no_grad()
     def decode(
@@ -262,7 +265,8 @@ class DeepVAE(nn.Module):
                     rows = (samples[:, None] * len(x) + images).flatten()
                     eps = self._noise(len(rows), x.device) if noise is None else [noise_i[rows] for noise_i in noise]
                     tiled = self._cut([e.whole.repeat(len(samples), 1, 1, 1) for e in features])
-                    log_weights.append(self._log_weights(x[rows % len(x)], tiled, eps).view(len(samples), -1))
+                    weights = self._log_weights(x[rows % len(x)], self._seen(tiled), eps)
+                    log_weights.append(weights.view(len(samples), -1))
                 per_image.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples))
             return torch.cat(per_image)
 
@@ -277,17 +281,28 @@ class DeepVAE(nn.Module):
         """
         with self._evaluation():
             x = self._checked_pixels(x)
-            features = self._features(x)
+            seen = self._seen(self._features(x))
             for noise in noises:
-                yield self._log_weights(x, features, self._checked_noise(noise, len(x), x.device))
+                yield self._log_weights(x, seen, self._checked_noise(noise, len(x), x.device))
 
-    def features(self, x: Integer[Tensor, "b c H W"]) -> list[Slot]:
-        """The bottom-up features e_0 ... e_L of raw pixels."""
-        return self._features(self._checked_pixels(x))
+    def features(self, x: Integer[Tensor, "b c H W"]) -> list[list[Slot]]:
+        """For each layer i the bottom-up features e_i ... e_L of raw pixels, on its grid: what `Infer` takes.
+
+        Without attention in the inference path a layer sees e_i alone.
+        """
+        return self._seen(self._features(self._checked_pixels(x)))
 
     def layer(self, index: int, contexts: list[Slot], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
-        """Runs one latent layer, those above it done; `contexts` is theirs and receives its own."""
+        """Runs one latent layer, those above it done; `contexts` is theirs and receives its own.
+
+        Where a finer grid begins, the contexts are first brought to it, and stay there.
+        """
         layer = self.layers[index]
+        grids = self.config.grids
+        if z_previous is not None and grids[index] < grids[index - 1]:
+            read_from = 0 if self.config.decoder_attention else len(contexts) - 1
+            contexts[read_from:] = [finer(context) for context in contexts[read_from:]]
+            z_previous = nearest_double(z_previous)
         run = partial(recomputed, layer) if "layers" in self.recompute else layer
         # A copy of the list, which goes on to grow before the backward pass.
         output: Layer = run([*contexts], z_previous, source)
@@ -311,14 +326,14 @@ class DeepVAE(nn.Module):
         Raises:
             ValueError: the one that was asked for cannot run.
         """
-        _, height, width = self.latent_shapes[0]
         lines = []
-        for _, module in self._attentions():
-            key, value = (
-                torch.empty(1, channels, height, width, dtype=dtype, device=self._device())
-                for channels in (module.key_dim, module.channels)
-            )
-            lines.append(choose(module.implementation, key, [key], [value])[1])
+        for _, height, width in dict.fromkeys(self.latent_shapes):
+            for _, module in self._attentions():
+                key, value = (
+                    torch.empty(1, channels, height, width, dtype=dtype, device=self._device())
+                    for channels in (module.key_dim, module.channels)
+                )
+                lines.append(choose(module.implementation, key, [key], [value])[1])
         return "depth-wise attention: " + " and ".join(dict.fromkeys(lines)) if lines else None
 
     def attention_gates(self) -> dict[str, Tensor]:
@@ -447,8 +462,8 @@ class DeepVAE(nn.Module):
         sources = [Draw(eps, temperature) if z is None else Given(z) for z, eps in zip(latents, noise, strict=True)]
         return self._top_down([], sources)
 
-    def _log_weights(self, x: Tensor, features: list[Slot], noise: list[Tensor]) -> Float[Tensor, "b"]:
-        layers = self._top_down([], [Infer(features[i:], eps) for i, eps in enumerate(noise)])
+    def _log_weights(self, x: Tensor, seen: list[list[Slot]], noise: list[Tensor]) -> Float[Tensor, "b"]:
+        layers = self._top_down([], _inferred(seen, noise))
         head = self.decoder(layers[-1].top_down.context, layers[-1].z).head
         with torch.autocast(x.device.type, enabled=False):
             log_ratios = [layer.prior.log_prob(layer.z) - _posterior(layer).log_prob(layer.z) for layer in layers]
@@ -474,6 +489,11 @@ class DeepVAE(nn.Module):
 
     def _features(self, x: Tensor) -> list[Slot]:
         return self._cut(self.encoder(self._scaled(x)))
+
+    def _seen(self, features: list[Slot]) -> list[list[Slot]]:
+        if self.config.encoder_attention is None:
+            return [[feature] for feature in features[:-1]]
+        return seen_by_layers(features, self.config.grids)
 
     def _cut(self, features: Iterable[Tensor]) -> list[Slot]:
         return [Slot.cut(e, self.config.encoder_width) for e in features]
@@ -529,6 +549,10 @@ class DeepVAE(nn.Module):
             yield
         finally:
             self.train()
+
+
+def _inferred(seen: list[list[Slot]], noise: Sequence[Tensor]) -> list[Infer]:
+    return [Infer(features, eps) for features, eps in zip(seen, noise, strict=True)]
 
 
 def _posterior(layer: Layer) -> gaussian.Gaussian:

@@ -1,7 +1,7 @@
 """One latent layer: its context and prior (generative path), its posterior (inference path) (paper, section 3).
 
 Legend: B batch, C context channels D + ke, K key channels kd, Q query channels ke that go to the inference path, E
-feature channels, Z latent channels, H and W the map of the latents.
+feature channels, Z latent channels, H and W the map of the layer's latents.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ class BottomUp(NamedTuple):
 
 
 class Infer(NamedTuple):
-    """z from the posterior: features e_i ... e_L and standard normal noise."""
+    """z from the posterior: features e_i ... e_L, on the grid of layer i, and standard normal noise."""
 
     features: Sequence[Slot]
     noise: Tensor
@@ -210,7 +210,8 @@ class VariationalLayer(nn.Module):
     def forward(self, contexts: Sequence[Slot], z_previous: Tensor | None, source: Infer | Draw | Given) -> Layer:
         """
         Args:
-            contexts: those of the layers above, the first layer's first; all but the last two are normalised.
+            contexts: those of the layers above, the first layer's first; all but the last two are normalised. Like
+                `z_previous` and the features of `source`, they are on the grid of this layer.
             z_previous: latent of the layer just above; None in the top layer.
             source: where this layer's latent comes from.
         """

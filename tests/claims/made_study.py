@@ -20,6 +20,8 @@ def cell(
     s_per_image: float = 1e-3,
     worth: float = 1.0,
     alpha: Callable[[int], list[float]] | None = None,
+    device: str = "CPU",
+    samples: int = 100_000,
 ) -> dict[str, Any]:
     """A cell that has ended.
 
@@ -32,11 +34,12 @@ def cell(
         "status": "done",
         "reason": None,
         "command": f"attvae train x.yaml model.num_layers={depth} train.seed={seed}",
-        "samples": 100_000,
+        "samples": samples,
+        "importance_samples": 100,
         "parameters": 30_000 + depth,
         "commit": "f34ec58d" * 5,
         "dirty": False,
-        "machine": {"processor": "A processor", "cpus": 2, "torch": "2.13.0", "python": "3.11.7"},
+        "machine": {"processor": "A processor", "device": device, "cpus": 2, "torch": "2.13.0", "python": "3.11.7"},
         "started": f"2026-11-23T2{seed}:00:00Z",
         "training": {"wall_s": 210.0, "s_per_image": s_per_image},
         "sampling": {"s_per_image": 4e-4},

@@ -92,7 +92,7 @@ def test_head(written: Path) -> None:
         "Limits: Tiny images.",
         "`f34ec58`",
         "between 2026-11-23T20:00:00Z and 2026-11-23T22:00:00Z",
-        "A processor, 2 CPUs; torch 2.13.0, Python 3.11.7",
+        "A processor, 2 CPUs, trained on CPU; torch 2.13.0, Python 3.11.7",
         "Not asked for (`--full`): equal_time, photographs",
     ):
         assert words in head
@@ -124,12 +124,37 @@ def test_json_is_what_was_given(written: Path) -> None:
     assert json.loads((written / "results" / "digits.json").read_text()) == whole()
 
 
-def test_all_cells_are_listed_with_their_commands(written: Path) -> None:
+def test_all_cells_are_listed_and_how_to_get_one_again(written: Path) -> None:
     page = Page(written)
-    cells = whole()["cells"]
-    assert [row[0] for row in page.tables["All cells"][1:]] == [f"`{each['id']}`" for each in cells]
+    assert [row[0] for row in page.tables["All cells"][1:]] == [f"`{each['id']}`" for each in whole()["cells"]]
     again = page.text.partition("## One cell again")[2]
-    assert all(f"{each['command']}  # {each['id']}" in again for each in cells)
+    assert "\nattvae claims configs/claims/digits.yaml --cell ID --out NEW\n" in again
+
+
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        ("attvae claims --full --out 'a folder'", "attvae claims --cell ID --out NEW"),
+        ("attvae claims --page docs 'my study.yml'", "attvae claims 'my study.yml' --cell ID --out NEW"),
+    ],
+)
+def test_a_cell_again_is_of_the_same_study(command: str, again: str, tmp_path: Path) -> None:
+    write_page({**study([missing(2, "none", 0)]), "command": command}, tmp_path)
+    assert f"\n{again}\n" in Page(tmp_path).text
+
+
+def test_sets_that_were_not_asked_for(tmp_path: Path) -> None:
+    """What another command has run of them is shown; what is missing of them is not counted."""
+    cells = [cell(2, v, s) for v in ("none", "both") for s in range(3)]
+    cells += [cell(2, "none", 0, set_name="equal_time"), missing(2, "none", 1, "equal_time")]
+    write_page(study([*cells, missing(2, "both", 0, "photographs")]), tmp_path)
+    page = Page(tmp_path)
+    assert "Cells: 7 of 7 done, 0 failed, 0 missing." in page.text
+    assert "Not asked for (`--full`): photographs." in page.text
+    assert page.tables["Set `equal_time`"][1][:3] == ["2", "none", "1 of 2"]
+    assert "Set `photographs`" not in page.headings
+    assert "1 of 2 baselines run" in page.text
+    assert len(page.tables["All cells"]) == 1 + 7
 
 
 def test_the_same_page_again(written: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from attvae.claims.attention_verdicts import sparse, structured
 from attvae.claims.outcome import Verdict
 from attvae.claims.permutation import agreement, sign_test, stratified_test
 from attvae.claims.race import first_at, mean_curve, race
-from attvae.claims.results import DEPTH, Done, Results, done, read_results
-from attvae.claims.tables import mean_and_error
+from attvae.claims.results import DEPTH, Done, Results, done, read_results, strata
+from attvae.claims.tables import cells_table, mean_and_error, time_table
 from attvae.claims.verdicts import fewer_layers, less_time, likelihood, upper_layers, verdicts
 
 Row = dict[str, Any]
@@ -184,8 +184,8 @@ def test_likelihood_in_bits() -> None:
         # Half a nat for each doubling, and attention is worth six tenths.
         (lambda d: 25 - 0.5 * math.log2(d), lambda d: 0.6, "shown", "2 layers: 8; 4 layers: not reached with up to 8"),
         (lambda d: 25 - 0.5 * math.log2(d), lambda d: -0.6, "contradicted", "4 layers: 2; 8 layers: 4"),
-        (lambda d: 25 + 0.5 * math.log2(d), lambda d: 0.6, "not shown at this scale", "best with the fewest layers"),
-        (lambda d: 25 - 0.01 * math.log2(d), lambda d: 0.6, "not shown at this scale", "does not tell them apart"),
+        (lambda d: 25 + 0.5 * math.log2(d), lambda d: 0.6, "not shown at this scale", "no gain from depth is seen"),
+        (lambda d: 25 - 0.01 * math.log2(d), lambda d: 0.6, "not shown at this scale", "no gain from depth is seen"),
         (lambda d: 25 - 0.5 * math.log2(d), lambda d: 0.0, "not shown at this scale", "2 layers: 2; 4 layers: 4"),
     ],
 )
@@ -193,6 +193,32 @@ def test_fewer_layers(base: Callable[[int], float], gain: Callable[[int], float]
     found = fewer_layers(read(*with_attention(gain, base)))
     assert found.outcome == outcome
     assert words in found.sentence
+    assert "2: 100,000; 4: 100,000; 8: 100,000 samples" in found.sentence
+
+
+def test_fewer_layers_need_the_deepest_baseline() -> None:
+    cells = with_attention(lambda depth: 0.6, lambda depth: 25 - 0.5 * math.log2(depth))
+    for seed in range(3):
+        cells = replaced(cells, failed(8, "none", seed))
+    found = fewer_layers(read(*cells))
+    assert found.outcome == "not shown at this scale"
+    assert "Left out, as a side has no ended cell: depth 8." in found.sentence
+    left = likelihood(read(*cells), DEPTH, "nats")
+    assert left.outcome == "shown"
+    assert "Left out, as a side has no ended cell: depth 8." in left.sentence
+
+
+def test_depth_is_worth_nothing_as_often_as_its_level_says() -> None:
+    """Under the null hypothesis the gate opens in one of 20 splits of three against three, whatever lies between."""
+    random = np.random.default_rng(0)
+    opened = 0
+    for _ in range(200):
+        noise = random.normal(size=(3, 3))
+        cells = [
+            cell(d, v, s, 24 + noise[i, s]) for i, d in enumerate((2, 4, 8)) for v in ("none", "both") for s in range(3)
+        ]
+        opened += "no gain from depth is seen" not in fewer_layers(read(*cells)).sentence
+    assert stats.binomtest(opened, 200, 1 / 20).pvalue > 0.05
 
 
 def raced(speed: dict[int, float], noise: tuple[float, ...] = ALIKE) -> list[Row]:
@@ -227,6 +253,33 @@ def test_equal_time_has_a_say(nelbo: float, outcome: str) -> None:
     found = less_time(read(*raced({2: 2.0, 4: 2.0, 8: 2.0}), *longer))
     assert found.outcome == outcome
     assert f"{23 - nelbo:+.2f} nats, p = 0.00013".replace("-", "−") in found.sentence
+    assert "(100 against 100, 100 against 100, 100 against 100 seconds," in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"samples": 106_000}, "train 106 against 100 seconds, without against with attention, at depths 8: up to 6%"),
+        ({"device": "A GPU"}, "are of another machine: not compared"),
+    ],
+)
+def test_times_that_are_not_equal_have_no_say(other: dict[str, Any], words: str) -> None:
+    """Baselines that are better, but not in the same time."""
+    longer = [cell(8, "none", s, 20.0 + NOISE[s], set_name="equal_time", **other) for s in range(3)]
+    found = less_time(read(*raced({2: 2.0, 4: 2.0, 8: 2.0}), *longer))
+    assert found.outcome == "shown"
+    assert words in found.sentence
+
+
+def test_seconds_of_two_machines_are_not_measured() -> None:
+    cells = raced({2: 2.0, 4: 2.0, 8: 2.0})
+    cells[0]["machine"]["device"] = "A GPU"
+    found = less_time(read(*cells))
+    assert found.outcome == "not measured"
+    assert "more than one machine" in found.sentence
+    assert "takes 2.00, 2.00, 2.00 times the samples" in found.sentence
+    groups = strata(done(read(*cells).of(DEPTH, "none")), read(*cells).of(DEPTH, "both"))
+    assert all(row.endswith("| 2.00 | – | – | – |") for row in time_table(groups).splitlines()[2:])
 
 
 def test_equal_time_counts_once_it_is_complete() -> None:
@@ -366,6 +419,14 @@ def test_a_figure_that_is_no_number_is_a_failure() -> None:
     assert found[2].reason == "training.s_per_image is nan"
 
 
+def test_an_error_of_zero_is_one() -> None:
+    one = cell(2, "none", 0, 23.0)
+    one["test"]["nelbo_nats"]["standard_error"] = 0.0
+    assert "| 23.000 ± 0.000 |" in cells_table(read(one).cells)
+    one["test"]["nelbo_nats"]["standard_error"] = None
+    assert "| 23.000 |" in cells_table(read(one).cells)
+
+
 def spoilt(change: Callable[[Row], Any]) -> Row:
     found = study([cell(2, "none", 0), cell(2, "both", 0)])
     change(found["cells"][1])
@@ -381,12 +442,14 @@ def spoilt(change: Callable[[Row], Any]) -> Row:
         (lambda row: row.update(variant="neither"), "variant 'neither' is none of none, generative, inference, both"),
         (lambda row: row.update(set="deep"), "set 'deep' is none of depth, equal_time, photographs"),
         (lambda row: row.update(variant="none"), "is there twice"),
-        (lambda row: row.update(status="running"), "status"),
+        (lambda row: row.update(status="running"), "cell depth/02_both_seed-0: status: Input should be"),
     ],
 )
 def test_what_is_no_result_is_named(change: Callable[[Row], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         read_results(spoilt(change))
+    remedy = "remove its cell.json in the study's folder, and the same command runs it again"
+    assert remedy in str(raised.value) or "twice" in message
 
 
 def test_all_claims_have_a_verdict() -> None:

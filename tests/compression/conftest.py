@@ -35,6 +35,7 @@ SPECS = {
     "binary": BINARY,
     "colour": COLOUR,
     "published": COLOUR,
+    "two_grids": COLOUR,
     "grey_16": GREY_16,
     "five_bits": FIVE_BITS,
 }
@@ -53,6 +54,7 @@ def build(kind: str, seed: int = 0) -> DeepVAE:
     attention = DepthAttentionConfig(key_dim=4, layer_norm=kind == "published", scale="learned")
     config = ModelConfig(
         num_layers=3,
+        coarser_layers=(1,) if kind == "two_grids" else (),
         latent_channels=2,
         encoder_filters=4,
         decoder_filters=4,

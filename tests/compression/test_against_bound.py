@@ -45,7 +45,7 @@ def test_all_digits(tmp_path: Path, digits: Path) -> None:
 
 def test_256_patches_of_photographs(tmp_path: Path) -> None:
     data, patches = tmp_path / "photos32", tmp_path / "patches"
-    prepare(photos.dataset(), data)
+    prepare(photos.dataset(32), data)
     patches.mkdir()
     config = DataConfig(path=str(data))
     manifest = open_manifest(config)

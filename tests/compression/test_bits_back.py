@@ -14,7 +14,7 @@ from attvae.compression.stack import Initial, Stack
 from attvae.distributions import logistic_mixture
 from attvae.model.vae import DeepVAE
 
-KINDS = ["binary", "colour", "published", "grey_16", "five_bits"]
+KINDS = ["binary", "colour", "published", "two_grids", "grey_16", "five_bits"]
 
 
 def stack_for(coder: ImageCoder, images: int) -> tuple[Initial, Stack]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from spawn import run_on_ranks
 
@@ -20,13 +21,13 @@ ALL_PARTS = [  # norms, attentions in depth and in space, squeeze-excite: every 
 ]
 
 
-def on_rank(digits: str) -> dict[str, bool]:
+def on_rank(digits: str, *overrides: str) -> dict[str, bool]:
     """Whether partitioned and whole model agree, by method."""
     world = rendezvous.join()
     try:
         cfg = load(
             Path("configs/test/tiny.yaml"),
-            [f"data.path={digits}", "engine.stage=3", "engine.persistent_parameters=0", *ALL_PARTS],
+            [f"data.path={digits}", "engine.stage=3", "engine.persistent_parameters=0", *ALL_PARTS, *overrides],
         )
         spec = open_manifest(cfg.data).spec
         torch.manual_seed(0)
@@ -50,7 +51,7 @@ def on_rank(digits: str) -> dict[str, bool]:
             values["log_likelihood"] = model.log_likelihood(x, 2, noise)
             values["sample"] = model.sample(4, noise=four)
             latents = model.encode(x, four)
-            values["encode"] = torch.stack(latents)
+            values["encode"] = torch.cat([z.flatten(1) for z in latents], dim=1)
             values["decode"] = model.decode(latents)
             with model.without_depth_attention():
                 values["without attention"] = model.log_likelihood(x, 2, noise)
@@ -70,6 +71,9 @@ def on_rank(digits: str) -> dict[str, bool]:
         rendezvous.leave()
 
 
-def test_it_agrees_with_the_whole_model(digits: Path) -> None:
-    [agree] = run_on_ranks(on_rank, 1, str(digits))
+@pytest.mark.parametrize(
+    "overrides", [(), pytest.param(("model.coarser_layers=[1,1]",), marks=pytest.mark.slow)], ids=["", "three grids"]
+)
+def test_it_agrees_with_the_whole_model(overrides: tuple[str, ...], digits: Path) -> None:
+    [agree] = run_on_ranks(on_rank, 1, str(digits), *overrides)
     assert all(agree.values()), agree

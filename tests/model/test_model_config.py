@@ -38,6 +38,8 @@ def test_needs_no_torch() -> None:
         ({"encoder": {"scales": [0, -2]}}, "encoder.scales: -2 is not possible there"),
         ({"posterior": {"low": 2.0, "high": 1.0}}, "low 2.0 must be below high 1.0"),
         ({"prior": {"low": 0.0, "high": 1.0}}, "unit_slope needs limits on both sides of 0, but prior"),
+        ({"coarser_layers": [1, 2]}, "coarser_layers \\[1, 2\\] are 3 of num_layers 3; leave one or more"),
+        ({"coarser_layers": [0, 2]}, "coarser_layers.0\n.*greater than or equal to 1"),
         ({"widht": 3}, "Extra inputs are not permitted"),
         ({"likelihood": {"kind": "gaussian"}}, "'bernoulli', 'logistic_mixture'"),
     ],
@@ -51,6 +53,12 @@ def test_contradictions(change: dict, message: str) -> None:
     ("change", "spec", "message"),
     [
         ({"num_proc_blocks": 3}, BINARY, "28 x 28 padded by 0 to 28 x 28 cannot be halved P = 3 times"),
+        (
+            {"coarser_layers": [1, 1]},
+            BINARY,
+            "28 x 28 padded by 0 to 28 x 28 cannot be halved P = 1 times, and 2 more for coarser_layers; "
+            "choose pad so that 8 divides both",
+        ),
         ({}, COLOUR, "likelihood bernoulli needs binary data"),
         ({"likelihood": {"kind": "logistic_mixture"}}, BINARY, "the data is binary; use likelihood bernoulli"),
         (
@@ -68,10 +76,13 @@ def test_contradictions(change: dict, message: str) -> None:
 def test_images_that_do_not_fit(change: dict, spec: DataSpec, message: str) -> None:
     config = ModelConfig.model_validate({**SMALL, **change})
     with pytest.raises(ValueError, match=message):
-        config.latent_shape(spec)
+        config.latent_shapes(spec)
 
 
-def test_latent_shape() -> None:
+def test_latent_shapes() -> None:
     config = ModelConfig.model_validate({**SMALL, "pad": 2, "num_proc_blocks": 2})
-    assert config.latent_shape(BINARY) == (2, 8, 8)
+    assert config.latent_shapes(BINARY) == [(2, 8, 8)] * 3
     assert config.halvings == 2
+    several = ModelConfig.model_validate({**SMALL, "num_layers": 6, "coarser_layers": [1, 2], "pad": 2})
+    assert several.latent_shapes(BINARY) == [(2, 4, 4), *[(2, 8, 8)] * 2, *[(2, 16, 16)] * 3]
+    assert several.halvings == 1
