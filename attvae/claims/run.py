@@ -36,21 +36,20 @@ class Outcome(NamedTuple):
     interrupted: str | None
 
 
-def plan(study: Study, *, full: bool, only: str | None = None) -> list[Cell]:
+def plan(study: Study, *, full: bool, only: Sequence[str] = ()) -> list[Cell]:
     """The cells that are to be run, the sets that they belong to checked.
 
     Args:
-        only: the id of a single cell.
+        only: ids of cells; none: all that are asked for.
 
     Raises:
         ValueError: a cell is no valid run, its data are missing, the models of a set are not of one size, or there is
             no such cell.
     """
     cells = list(study.cells())
-    if only is None:
-        chosen = [cell for cell in cells if full or not study.sets[cell.set].full]
-    elif not (chosen := [cell for cell in cells if cell.id == only]):
-        raise ValueError(f"--cell {only}: the study has no such cell; one of them is {cells[0].id}")
+    if unknown := [each for each in only if each not in {cell.id for cell in cells}]:
+        raise ValueError(f"--cell {unknown[0]}: the study has no such cell; one of them is {cells[0].id}")
+    chosen = [cell for cell in cells if (cell.id in only if only else full or not study.sets[cell.set].full)]
     sets = {cell.set for cell in chosen}
     check(study, {cell: _parameters(study, cell) for cell in cells if cell.set in sets and cell.seed == study.seeds[0]})
     return chosen

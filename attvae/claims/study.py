@@ -39,8 +39,10 @@ class CellSet(Config):
 
     about: str = Field(description="what is compared, and why")
     full: bool = Field(False, description="run with --full only")
-    base: Path | None = Field(None, description="a run's configuration in the place of the study's")
-    overrides: Overrides = Field({}, description="keys that are other than in the base, beside the study's")
+    base: Path | None = Field(
+        None, description="a configuration in the place of the study's, whose overrides and of_samples it goes without"
+    )
+    overrides: Overrides = Field({}, description="keys that are other than in the base")
     depths: list[Depth] = Field(min_length=1, description="the numbers of layers that are tried")
 
 
@@ -106,15 +108,17 @@ class Study(Config):
             for depth in of_set.depths
             if depth.layers == cell.layers and cell.variant in depth.widths
         )
+        of_study = {} if of_set.base else self.overrides
+        schedules = {} if of_set.base else {key: round(part * cell.samples) for key, part in self.of_samples.items()}
         keys = {
-            **self.overrides,
+            **of_study,
             **of_set.overrides,
             "model.num_layers": cell.layers,
             "model.encoder_filters": encoder_filters,
             "model.decoder_filters": decoder_filters,
             "seed": cell.seed,
             "train.samples": cell.samples,
-            **{key: round(part * cell.samples) for key, part in self.of_samples.items()},
+            **schedules,
             **self.variants[cell.variant],
             "tracking.run_name": cell.id,
             "tracking.tags": {"study": self.name, "set": cell.set, "variant": cell.variant},

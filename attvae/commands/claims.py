@@ -27,6 +27,7 @@ def claims(
     ] = None,
 ) -> None:
     """The paper's claims, put to the test: a study of many runs that can be interrupted, and a page of its results."""
+    from attvae.claims.page import write_page
     from attvae.claims.run import plan, run_study
     from attvae.claims.study import load_study
     from attvae.engine.stop import STOPPED
@@ -36,13 +37,10 @@ def claims(
         if page is not None and not page.is_dir():
             raise ValueError(f"--page {page} is no folder: make it first, or leave --page out")
         study = load_study(study_file)
-        cells = plan(study, full=full, only=cell)
+        cells = plan(study, full=full, only=cell or [])
         ended = run_study(study, cells, folder, address, shlex.join(["attvae", *sys.argv[1:]]), full)
-        if cell is None:
-            from attvae.claims.page import write_page
-
-            write_page(ended.results, page or folder)
-            print(f"page: {(page or folder) / 'results.md'}")
+        write_page(ended.results, page or folder)
+        print(f"page: {(page or folder) / 'results.md'}")
     if ended.interrupted:
         print(f"attvae: {ended.interrupted}: the same command goes on", file=sys.stderr, flush=True)
         raise typer.Exit(STOPPED)
