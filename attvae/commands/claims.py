@@ -19,7 +19,7 @@ def claims(
         str | None, typer.Option(metavar="RAY", help="Run the cells on this Ray cluster; by default here.")
     ] = None,
     cell: Annotated[
-        str | None, typer.Option(metavar="ID", help="This cell alone, such as depth/04_both_seed-0.")
+        list[str] | None, typer.Option(metavar="ID", help="This cell alone, such as depth/04_both_seed-0; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Its folder; by default runs/claims/ and STUDY's stem.")] = None,
     page: Annotated[

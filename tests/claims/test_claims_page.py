@@ -200,7 +200,7 @@ def test_further_sets_have_their_own_sections(tmp_path: Path) -> None:
     judged = [row for row in photographs if row[0].startswith("Attention over the depth")]
     assert [row[1] for row in judged] == ["**shown**"]
     assert f"−{9 / 64 / math.log(2):.3f} bits/dim" in judged[0][2]
-    assert "At equal training time, test NELBO with attention less that without: −0.90 nats" in page.text
+    assert "test NELBO with attention less that without: −0.90 nats" in page.tables["Verdicts"][3][2]
     assert "compared with `both` of the set `depth`" in page.text
     assert "photographs_nelbo.png" in page.text
     assert "equal_time_curves.png" in page.text
