@@ -103,6 +103,6 @@ def _beyond_nearest(cell: Done, path: str) -> list[list[float]]:
 
 def _worth(worth: Sequence[float]) -> str:
     return (
-        f"With attention's contribution set to zero the test NELBO is {signed(fmean(worth))} nats in the mean, "
-        f"worse in {sum(each > 0 for each in worth)} of {len(worth)} cells (p = {sign_test(worth):.2g})."
+        f"With attention's contribution set to zero the test NELBO changes by {signed(fmean(worth))} nats in the mean, "
+        f"and is worse in {sum(each > 0 for each in worth)} of {len(worth)} cells (p = {sign_test(worth):.2g})."
     )

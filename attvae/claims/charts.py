@@ -71,7 +71,7 @@ def curves_chart(baseline: Side, attentive: Side, variants: Sequence[str], unit:
         nats * cell.per_nat(unit)
         for group in groups
         for cell in [*group.baseline, *group.attentive]
-        for samples, nats in cell.validation_curve
+        for samples, nats in cell.curve
         if samples >= _EARLY * cell.samples
     ]
     margin = 0.04 * (max(late) - min(late)) or 0.5
@@ -83,7 +83,7 @@ def curves_chart(baseline: Side, attentive: Side, variants: Sequence[str], unit:
                 colour, _ = looks[variant]
                 cost = [1e-3 if row == 0 else cell.training.s_per_image for cell in cells]
                 for cell, each in zip(cells, cost, strict=True):
-                    samples, nats = np.array(cell.validation_curve, dtype=float).T
+                    samples, nats = np.array(cell.curve, dtype=float).T
                     axes.plot(samples * each, nats * cell.per_nat(unit), color=colour, lw=0.7, alpha=0.5)
                 samples, nats = mean_curve(cells)
                 to_unit = np.mean([cell.per_nat(unit) for cell in cells])
@@ -132,7 +132,7 @@ def attention_chart(cells: Sequence[Done], path: Path) -> None:
     """α(m→l), mean over trainings of one depth: of each path, a row for each layer l, a column for each context m."""
     depth = cells[0].depth
     paths = [name for name in PATHS if all(name in cell.attention for cell in cells)]
-    figure = Figure((0.8 + 4.2 * len(paths), 4.2), layout="constrained")
+    figure = Figure((0.8 + 4.2 * len(paths), 4.2), layout="compressed")
     panels = figure.subplots(1, len(paths), squeeze=False)[0]
     for axes, name in zip(panels, paths, strict=True):
         columns = depth if name == "decoder" else depth + 1

@@ -38,7 +38,7 @@ def race(baseline: Sequence[Done], attentive: Sequence[Done]) -> Race:
 
 def mean_curve(cells: Sequence[Done]) -> tuple[np.ndarray, np.ndarray]:
     """Samples seen and mean validation NELBO in nats, linear between evaluations, as far as all cells have one."""
-    curves = [np.array(cell.validation_curve, dtype=float).T for cell in cells]
+    curves = [np.array(cell.curve, dtype=float).T for cell in cells]
     first, last = max(each[0, 0] for each in curves), min(each[0, -1] for each in curves)
     samples = np.unique(np.concatenate([each[0] for each in curves]))
     samples = samples[(samples >= first) & (samples <= last)]

@@ -132,6 +132,16 @@ class Done(Cell):
         """KL of layers 0 to L/2 - 1 (rounded down, one at least): layer 0 is on top."""
         return self.test.kl_nats_per_layer[: max(1, self.depth // 2)]
 
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Samples seen and validation NELBO in nats, as if each point were of as many draws as the final figure.
+
+        While a run trains it draws each validation image once, with the same noise at each look: so it is off by nearly
+        the same all along, and that is known at the end, where the final figure is of more draws.
+        """
+        off = self.validation_curve[-1][1] - self.val.nelbo_nats
+        return [(samples, nats - off) for samples, nats in self.validation_curve]
+
     def per_nat(self, unit: Unit) -> float:
         """The factor that turns nats per image into `unit`."""
         return 1.0 if unit == "nats" else self.test.bits_per_dim.value / self.test.nelbo_nats.value

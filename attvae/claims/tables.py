@@ -129,7 +129,7 @@ def attention_table(cells: Sequence[Cell], variants: Sequence[str]) -> str:
         "entropy, uniform = 1",
         "effective contexts",
         "share beyond the nearest",
-        "NELBO without it, nats more",
+        "NELBO with it set to zero, nats more",
     )
     return table(("depth", "attention", "path", *columns), rows)
 

@@ -51,7 +51,7 @@ def cell(
             "kl_nats_per_layer": kl or [1.0] * depth,
             "images": 297,
         },
-        "val": {"nelbo_nats": nelbo + 0.5},
+        "val": {"nelbo_nats": curve[-1][1] if curve else nelbo + 0.5},
         "test_without_attention": {"nelbo_nats": nelbo + worth} if paths else None,
         "validation_curve": curve or [[20_000, nelbo + 9], [50_000, nelbo + 3], [100_000, nelbo + 0.5]],
         "attention": {path: _attending(path, depth, alpha or _nearest) for path in paths},

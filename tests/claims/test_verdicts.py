@@ -142,6 +142,12 @@ def test_mean_of_curves_with_different_points() -> None:
     assert nelbo.tolist() == [5.5, 1.0]
 
 
+def test_a_curve_ends_at_the_final_figure() -> None:
+    given = cell(2, "none", 0, curve=[[0, 40.0], [100, 20.5]]) | {"val": {"nelbo_nats": 20.0}}
+    (found,) = done(read(given).cells)
+    assert found.curve == [(0, 39.5), (100, 20.0)]
+
+
 def test_race_to_the_worse_of_the_two_ends() -> None:
     slow = a_curve([[0, 40.0], [100, 20.0]], cost=2.0)
     fast = a_curve([[0, 40.0], [100, 0.0]], cost=3.0, variant="both")
