@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from attvae.claims.results import not_finite
 from attvae.claims.study import Cell, Study
 from attvae.config import differences, load
 from attvae.engine.stop import StopRequestedError
@@ -75,7 +76,10 @@ def run_cell(study: Study, cell: Cell, where: Where, asked_to_stop: AskedToStop)
     try:
         for arguments, log in ((training, "train"), (measuring, "figures")):
             _run(study, arguments, place / log, where, asked_to_stop)
-        row |= {"status": "done", "reason": None, **_read_figures(run, measured)}
+        figures = _read_figures(run, measured)
+        if bad := next(not_finite(figures), None):
+            raise CellFailedError(f"{bad[0]} is {bad[1]}")
+        row |= {"status": "done", "reason": None, **figures}
     except CellFailedError as error:
         row |= {"status": "failed", "reason": str(error)}
     write_json(place / "cell.json", row)

@@ -242,7 +242,7 @@ def _cell(row: Mapping[str, Any]) -> Cell:
         cell = Done.model_validate(row)
     except ValidationError as error:
         raise ValueError(f"cell {row.get('id', '?')}: {_explained(error)}: {REMEDY}") from error
-    if bad := next(_not_finite(cell.model_dump()), None):
+    if bad := next(not_finite(cell.model_dump()), None):
         return Cell.model_validate({**row, "status": "failed", "reason": f"{bad[0]} is {bad[1]}"})
     return cell
 
@@ -252,13 +252,13 @@ def _explained(error: ValidationError) -> str:
     return "; ".join(f"{place}: {message}" if place else message for place, message in places)
 
 
-def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+def not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Name and value of each number that is none."""
     if isinstance(value, float) and not math.isfinite(value):
         yield name, value
     elif isinstance(value, dict):
         for key, each in value.items():
-            yield from _not_finite(each, f"{name}.{key}" if name else key)
+            yield from not_finite(each, f"{name}.{key}" if name else key)
     elif isinstance(value, list | tuple):
         for index, each in enumerate(value):
-            yield from _not_finite(each, f"{name}[{index}]")
+            yield from not_finite(each, f"{name}[{index}]")
