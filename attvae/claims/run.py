@@ -1,11 +1,10 @@
 """A study, from the command: what is not done yet is run, and the results are written."""
 
-import fcntl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from attvae.claims.study import Cell, Study, check
 from attvae.data.loader import open_manifest
 from attvae.engine.stop import StopRequest, StopRequestedError
 from attvae.model.vae import DeepVAE
+from attvae.owned_folder import owned
 from attvae.pages.figures import duration
 from attvae.run_folder import write_json
 from attvae.search.tune import ray_cluster
@@ -68,7 +68,7 @@ def run_study(study: Study, cells: Sequence[Cell], out: Path, address: str | Non
         OSError: it cannot be written.
     """
     where = Where(out, Path.cwd(), mlflow_variables())
-    with _owned(out), ray_cluster(address) if address else nullcontext():
+    with owned(out, "study"), ray_cluster(address) if address else nullcontext():
         to_do = [cell for cell in cells if row_of(study, cell, where)["status"] != "done"]
         print(f"{len(cells) - len(to_do)} of {len(cells)} cells are done, {len(to_do)} to go: {out}", flush=True)
         stop, interrupted = StopRequest(), None
@@ -136,25 +136,3 @@ def _tell(rows: Iterable[dict[str, Any]], total: int) -> None:
             said = f"failed: {row['reason']}"
         left = (time.monotonic() - begun) / number * (total - number)
         print(f"{number}/{total}  {row['id']}  {said}  ETA {duration(left)}", flush=True)
-
-
-@contextmanager
-def _owned(out: Path) -> Iterator[None]:
-    """One process a folder; the lock ends with it, however that ends.
-
-    Raises:
-        ValueError: another process owns it, or it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / "lock").open("a")
-    except OSError as error:
-        raise ValueError(
-            f"cannot write the study's folder {out} ({error.strerror}): choose another with --out"
-        ) from error
-    with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(f"another process runs the study in {out}: wait for it, or end it") from None
-        yield

@@ -1,6 +1,5 @@
 """The folder of a sweep: what it searched, its trials' run folders, what came of them."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 
 from attvae.all_or_nothing import PREFIX
 from attvae.config import RunConfig, flatten, load, located
+from attvae.owned_folder import owned
 from attvae.run_folder import write_text
 from attvae.search.config import SearchConfig
 
@@ -35,7 +35,6 @@ class SweepFolder:
         self.table = path / "trials.json"
         self.best = path / "best.yaml"
         self.page = path / "index.html"
-        self._lock = path / "lock"
 
     def check(self, search: SearchConfig, resume: bool) -> None:
         """Whether a sweep may begin here, or go on. Changes nothing.
@@ -66,18 +65,7 @@ class SweepFolder:
             ValueError: as `check`, or another process owns it, or it cannot be written.
         """
         self.check(search, resume)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = self._lock.open("a")
-        except OSError as error:
-            raise ValueError(
-                f"cannot write the sweep's folder {self.path} ({error.strerror}): choose another with --out"
-            ) from error
-        with lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise ValueError(f"another process runs the sweep in {self.path}: wait for it, or end it") from None
+        with owned(self.path, "sweep"):
             self.check(search, resume)
             if not resume:
                 write_text(self.base, load(search.base).to_yaml())
