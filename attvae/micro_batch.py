@@ -26,7 +26,12 @@ def elbo_and_loss(micro: Fed, forward: nn.Module, seed: int, beta: float, train:
     torch.manual_seed(seeding.torch_seed(seed, Purpose.MODULE, 1 + int(micro.batch.positions[0])))
     elbo = forward(micro.batch.x, micro.noise)
     weights = micro.batch.weights.to(elbo.nll_nats.device)
-    free_bits_nats, balance_kl = train.free_bits_nats, train.balance_kl
     return elbo, training_loss(
-        elbo.nll_nats, elbo.kl_nats, beta, weights, free_bits_nats=free_bits_nats, balance_kl=balance_kl
+        elbo.nll_nats,
+        elbo.kl_nats,
+        beta,
+        weights,
+        free_bits_nats=train.free_bits_nats,
+        balance_kl=train.balance_kl,
+        layer_sizes=[eps[0].numel() for eps in micro.noise],
     )

@@ -78,8 +78,10 @@ def _what(config: ExportConfig, parameters: int, origin: str) -> str:
 
 def _layers(config: ExportConfig) -> str:
     numbers = Counter(config.model.latent_shapes(config.spec))
-    sizes = [f"{layers} latent layers of {'×'.join(map(str, shape))}" for shape, layers in numbers.items()]
-    return ", ".join(sizes)
+    sizes = ", ".join(f"{layers} of {'×'.join(map(str, shape))}" for shape, layers in numbers.items())
+    if len(numbers) > 1:
+        return f"{config.model.num_layers} latent layers ({sizes})"
+    return f"{config.model.num_layers} latent layers of {'×'.join(map(str, next(iter(numbers))))}"
 
 
 def _warnings(config: ExportConfig) -> list[str]:

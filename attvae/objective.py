@@ -4,6 +4,7 @@ Shapes: B images, L latent layers, K importance samples.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ def training_loss(
     *,
     free_bits_nats: float = 0.0,
     balance_kl: bool = False,
+    layer_sizes: Sequence[int] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean over the batch of nll + beta * KL; beta < 1 warms the KL up (paper, training details).
 
@@ -30,12 +32,13 @@ def training_loss(
         weights: of the images in all means over the batch, 0 for those that do not count; None for 1 each.
         free_bits_nats: KL that each layer has for nothing (`free_bits`), 0 for none.
         balance_kl: while beta < 1, weigh the layers' KL by `balancing_weights`; the bound itself is never balanced.
+        layer_sizes: latents of each layer, which these weights take into account; None for layers of one size.
     """
     if weights is None:
         weights = torch.ones_like(nll_nats)
     penalty_LB = free_bits(kl_nats, weights, free_bits_nats) if free_bits_nats > 0 else kl_nats
     if balance_kl and beta < 1:
-        penalty_LB = balancing_weights(kl_nats, weights)[:, None] * penalty_LB
+        penalty_LB = balancing_weights(kl_nats, weights, layer_sizes)[:, None] * penalty_LB
     return weighted_mean(nll_nats + beta * penalty_LB.sum(dim=0), weights)
 
 
@@ -53,13 +56,17 @@ def free_bits(kl_nats: Float[Tensor, "l b"], weights: Float[Tensor, "b"], nats: 
     return torch.where(weighted_mean(kl_nats, weights)[:, None] < nats, torch.full_like(kl_nats, nats), kl_nats)
 
 
-def balancing_weights(kl_nats: Float[Tensor, "l b"], weights: Float[Tensor, "b"]) -> Float[Tensor, "l"]:
-    """gamma_l = L E[KL_l] / sum_k E[KL_k], a constant for the gradient (Vahdat & Kautz 2020, KL balancing).
+def balancing_weights(
+    kl_nats: Float[Tensor, "l b"], weights: Float[Tensor, "b"], layer_sizes: Sequence[int] | None = None
+) -> Float[Tensor, "l"]:
+    """gamma_l = L (E[KL_l] / s_l) / sum_k E[KL_k] / s_k, a constant for the gradient (Vahdat & Kautz 2020).
 
-    E is the mean over the batch; the mean weight is 1. A layer that hardly tells anything is hardly held back. They
-    also divide E[KL_l] by the size of layer l, which is the same for all layers here.
+    E is the mean over the batch, s_l the size of layer l; the mean weight is 1. A layer that hardly tells anything is
+    hardly held back.
     """
     mean_L = weighted_mean(kl_nats.detach(), weights)
+    if layer_sizes is not None:
+        mean_L = mean_L / mean_L.new_tensor([size / min(layer_sizes) for size in layer_sizes])
     return len(mean_L) * mean_L / mean_L.sum().clamp_min(torch.finfo(mean_L.dtype).tiny)
 
 

@@ -87,6 +87,15 @@ def test_balancing_weighs_layers_by_their_share_of_the_kl() -> None:
     np.testing.assert_allclose(kl.grad, 0.5 * np.outer(gamma, [0.5, 0.5]), rtol=1e-14)
 
 
+def test_balancing_divides_by_the_sizes_of_the_layers() -> None:
+    """Means 0.4, 4.0, 3.8 by sizes 1, 4, 2 of the smallest are 0.4, 1.0, 1.9, together 3.3."""
+    nll = torch.tensor([10.0, 30.0], dtype=torch.float64)
+    loss = training_loss(nll, KL, beta=0.5, balance_kl=True, layer_sizes=[16, 64, 32])
+    assert loss.item() == pytest.approx(20 + 0.5 * 3 * (0.4 * 0.4 + 1.0 * 4.0 + 1.9 * 3.8) / 3.3, rel=1e-14)
+    same = training_loss(nll, KL, beta=0.5, balance_kl=True, layer_sizes=[16, 16, 16])
+    assert same == training_loss(nll, KL, beta=0.5, balance_kl=True)
+
+
 def test_the_bound_itself_is_never_balanced() -> None:
     nll = torch.tensor([10.0, 30.0], dtype=torch.float64)
     assert training_loss(nll, KL, 1.0, balance_kl=True) == nelbo_nats(nll, KL).mean()

@@ -61,7 +61,7 @@ def structured(results: Results) -> Verdict:
         outcome = "shown"
     found = "; ".join(
         f"{name} path: {shares[path]:.0%} of the probability beyond the nearest context, correlation of its pattern "
-        f"between seeds {agreed[path][0]:.2f} (p = {agreed[path][1]:.2g})"
+        f"between seeds {signed(agreed[path][0])} (p = {agreed[path][1]:.2g})"
         for path, name in PATHS.items()
     )
     sentence = f"At depth {deepest[0].depth}, {found}."

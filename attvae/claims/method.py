@@ -57,7 +57,9 @@ def cannot_show(seeds: int) -> str:
 
 * {seeds} seeds against {seeds} have {splits:,} splits: at a single depth p is {1 / splits:.2g} or more, so that the
   depths have to agree. Small differences are missed: not shown is not false.
-* Each claim is tested at {LEVEL}, without a correction for their number.
+* Each claim is tested at {LEVEL}, without a correction for their number: by Bonferroni, of six claims only a p of
+  {LEVEL / 6:.3f} or less would count.
+* p is over trainings, for these test images: whether a difference holds on others is not tested.
 * Seconds are those of the machine above: what else ran on it moves them, and other hardware has other ratios. Training
   is timed by the clock, with as many runs side by side as the study's `parallel` says; sampling on a CPU in seconds of
   the processor.

@@ -71,7 +71,7 @@ def _page(results: Results, folder: Path) -> Iterator[str]:
     for name in results.sets:
         yield from _set(results, name, folder)
     yield "## All cells"
-    yield f"Every cell that was asked for, in the study's order. {_counts(results)} Errors are over the test images."
+    yield f"Every cell that was asked for or run, in its order. {_counts(results)} Errors are over the test images."
     yield cells_table(results.counted())
     yield from _again(results)
 
@@ -100,10 +100,17 @@ def _head(results: Results) -> Iterator[str]:
 
 
 def _counts(results: Results) -> str:
-    cells = results.counted()
+    cells = [cell for cell in results.cells if cell.set in results.asked()]
     number = {status: sum(cell.status == status for cell in cells) for status in ("done", "failed", "missing")}
     found = f"Cells: {number['done']} of {len(cells)} done, {number['failed']} failed, {number['missing']} missing."
-    return found if not number["missing"] else f"**{found}** The same command goes on."
+    if number["missing"]:
+        found = f"**{found}** The same command goes on."
+    beside = (
+        f"{len(done(results.of(name)))} of {len(results.of(name))} of `{name}`"
+        for name in results.sets
+        if name not in results.asked() and done(results.of(name))
+    )
+    return " ".join([found, *(f"Run beside: {each}." for each in beside)])
 
 
 def _verdicts_table(found: Iterable[Verdict]) -> str:
@@ -136,8 +143,8 @@ def _set(results: Results, name: str, folder: Path) -> Iterator[str]:
     yield from _race(results, name, attentive, unit, folder / f"{drawn}_curves.png")
     yield "### KL of each layer"
     kl_chart(shown, results.variants, folder / f"{drawn}_kl.png")
-    about_kl = f"A layer is active above the dashes ({ACTIVE_NATS} nats); the top half is left of the dots"
-    yield _picture(f"{drawn}_kl", about_kl)
+    dashes = f"A layer is active above the dashes ({ACTIVE_NATS} nats); the top half is left of the dots"
+    yield _picture(f"{drawn}_kl", f"{dashes}; values below 0.001 are drawn there")
     yield activity_table(cells, results.variants)
     yield from _attention(results, cells, folder / f"{drawn}_attention.png")
 
@@ -177,7 +184,10 @@ def _again(results: Results) -> Iterator[str]:
     yield "## One cell again"
     study_file = [each for each in shlex.split(results.command)[2:] if Path(each).suffix in (".yaml", ".yml")]
     again = shlex.join(["attvae", "claims", *study_file, "--cell"])
-    yield f"`{results.command}` runs what is missing and writes this page anew. At the commit above, a cell again:"
+    yield (
+        f"`{results.command}` runs what is missing of the sets asked for (`--full`: of all) and writes this page anew. "
+        "At the cell's commit, which the JSON names, a cell again:"
+    )
     yield f"```\n{again} ID --out NEW\n```"
     yield (
         "ID is that of the table above; its figures are in `cell.json` of the folder NEW/ID. The same kind of machine, "

@@ -166,7 +166,7 @@ def upper_layers(results: Results, set_name: str) -> Verdict:
         f"{without:.0%} without, {p_of(tested)}; their KL together with attention less that without: "
         f"{signed(kl.effect)} nats, {p_of(kl)}."
     )
-    if without == 1:
+    if without == 1 and not any(cell.status == "missing" for cell in baseline):
         sentence += " No upper layer of the baseline has collapsed at this scale: there is nothing to avoid."
     return conclude(claim, outcome, sentence + _left_out(baseline, attentive), baseline, attentive)
 

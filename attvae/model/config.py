@@ -150,7 +150,7 @@ class ModelConfig(Config):
 
     @property
     def halvings(self) -> int:
-        """P: the latents are 2^P times smaller than the padded image on each axis."""
+        """P: the latents of the finest grid are 2^P times smaller than the padded image on each axis."""
         return self.num_proc_blocks * self.preprocessing.scales.count(-2)
 
     @property
@@ -194,6 +194,7 @@ class ModelConfig(Config):
             raise ValueError(
                 f"images of {spec.height} x {spec.width} padded by {self.pad} to {height} x {width} cannot be halved "
                 f"P = {self.halvings} times{further}; choose pad so that {factor} divides both"
+                f"{', or fewer coarser_layers' if coarser_grids else ''}"
             )
         match self.likelihood:
             case BernoulliConfig():

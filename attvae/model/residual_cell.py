@@ -60,21 +60,19 @@ class UpShortcut(ConvNode):
 class ResidualCell(nn.Module):
     """shortcut(x) + residual_scale * nodes(x); the published scale is 0.1.
 
-    A cell that halves the map doubles the channels, and the other way round, unless `out_channels` says otherwise.
+    A cell that halves the map doubles the channels, unless `keep_width`; one that doubles the map halves them.
     """
 
-    def __init__(
-        self, in_channels: int, scale: int, config: StackConfig, norm: Norm, *, out_channels: int | None = None
-    ):
+    def __init__(self, in_channels: int, scale: int, config: StackConfig, norm: Norm, *, keep_width: bool = False):
         super().__init__()
         self.scale = scale
         self.residual_scale = config.residual_scale
         match scale:
             case -2:
-                out_channels = out_channels or 2 * in_channels
+                out_channels = in_channels if keep_width else 2 * in_channels
                 self.shortcut: nn.Module = DownShortcut(in_channels, out_channels)
             case 2:
-                out_channels = out_channels or in_channels // 2
+                out_channels = in_channels // 2
                 self.shortcut = UpShortcut(in_channels, out_channels, config)
             case _:
                 out_channels = in_channels
@@ -121,7 +119,7 @@ class ResidualStack(nn.Module):
         channels = in_channels if stem_channels is None else stem_channels
         self.blocks = nn.Sequential()
         if halve_first:
-            self.blocks.append(ResidualCell(channels, -2, config, norm, out_channels=channels))
+            self.blocks.append(ResidualCell(channels, -2, config, norm, keep_width=True))
         for scale in config.scales:
             self.blocks.append(ResidualCell(channels, scale, config, norm))
             channels = channels * 2 if scale == -2 else channels // 2 if scale == 2 else channels

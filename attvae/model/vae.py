@@ -327,13 +327,13 @@ class DeepVAE(nn.Module):
             ValueError: the one that was asked for cannot run.
         """
         lines = []
-        for _, height, width in dict.fromkeys(self.latent_shapes):
-            for _, module in self._attentions():
-                key, value = (
-                    torch.empty(1, channels, height, width, dtype=dtype, device=self._device())
-                    for channels in (module.key_dim, module.channels)
-                )
-                lines.append(choose(module.implementation, key, [key], [value])[1])
+        for name, module in self._attentions():
+            _, height, width = self.latent_shapes[int(name.rpartition("_")[2])]
+            key, value = (
+                torch.empty(1, channels, height, width, dtype=dtype, device=self._device())
+                for channels in (module.key_dim, module.channels)
+            )
+            lines.append(choose(module.implementation, key, [key], [value])[1])
         return "depth-wise attention: " + " and ".join(dict.fromkeys(lines)) if lines else None
 
     def attention_gates(self) -> dict[str, Tensor]:

@@ -32,9 +32,13 @@ class BaseModel:
             if name in given:
                 value = _read(annotation, given[name])
             else:
-                value = getattr(type(self), name)
-                value = value.default if isinstance(value, _Field) else value
+                value = _default(type(self), name)
             setattr(self, name, value)
+
+
+def _default(model: type[BaseModel], name: str) -> Any:
+    value = getattr(model, name)
+    return value.default if isinstance(value, _Field) else value
 
 
 def _read(annotation: Any, value: Any) -> Any:
@@ -47,5 +51,5 @@ def _read(annotation: Any, value: Any) -> Any:
         return value
     choices = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     models = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
-    (model,) = [model for model in models if len(models) == 1 or model.kind == value["kind"]]
+    (model,) = [model for model in models if len(models) == 1 or _default(model, "kind") == value["kind"]]
     return model(**value)

@@ -149,7 +149,7 @@ def test_sets_that_were_not_asked_for(tmp_path: Path) -> None:
     cells += [cell(2, "none", 0, set_name="equal_time"), missing(2, "none", 1, "equal_time")]
     write_page(study([*cells, missing(2, "both", 0, "photographs")]), tmp_path)
     page = Page(tmp_path)
-    assert "Cells: 7 of 7 done, 0 failed, 0 missing." in page.text
+    assert "Cells: 6 of 6 done, 0 failed, 0 missing. Run beside: 1 of 2 of `equal_time`." in page.text
     assert "Not asked for (`--full`): photographs." in page.text
     assert page.tables["Set `equal_time`"][1][:3] == ["2", "none", "1 of 2"]
     assert "Set `photographs`" not in page.headings

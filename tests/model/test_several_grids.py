@@ -128,7 +128,7 @@ def test_latents_of_one_grid_are_doubled_for_the_next() -> None:
 def test_one_grid_brings_nothing_anywhere() -> None:
     """Without `coarser_layers` the model is the published one, whose numbers test_golden_model.py holds."""
     model = model_of(coarser_layers=())
-    assert model.state_dict().keys() == small_model(COLOUR, num_layers=LAYERS).state_dict().keys()
+    assert {len(stack.blocks) for stack in model.encoder.cells} == {len(model.config.encoder.scales)}
     with mock.patch.object(grids, "coarser", None), mock.patch.object(vae, "finer", None):
         model(images(), noise_of(model)).nelbo_nats.sum().backward()
         model.sample(2)
@@ -258,6 +258,18 @@ def flops_of_layers(model: DeepVAE) -> list[int]:
 def test_a_layer_costs_a_quarter_on_the_next_coarser_grid() -> None:
     one, several = flops_of_layers(model_of(coarser_layers=())), flops_of_layers(model_of())
     assert several == [of_layer / 4**grid for of_layer, grid in zip(one, ON_GRID, strict=True)]
+
+
+def test_only_where_a_grid_ends_a_stack_begins_with_a_cell_that_halves_and_keeps_the_width() -> None:
+    model = model_of()
+    ends = [grid > below for grid, below in zip(model.config.grids, (*model.config.grids[1:], 0), strict=True)]
+    assert any(ends)
+    assert not all(ends)
+    firsts = [stack.blocks[0] for stack in model.encoder.cells]
+    assert [cell.scale == -2 for cell in firsts] == ends
+    for stack in model.encoder.cells:
+        assert [cell.scale for cell in stack.blocks].count(-2) == (stack.blocks[0].scale == -2)
+        assert stack.out_channels == model.encoder.preprocessing[-1].out_channels
 
 
 @pytest.mark.parametrize(
