@@ -29,11 +29,7 @@ def model_validator(mode: str) -> Callable[[Any], Any]:
 class BaseModel:
     def __init__(self, **given: Any) -> None:
         for name, annotation in get_type_hints(type(self), include_extras=True).items():
-            if name in given:
-                value = _read(annotation, given[name])
-            else:
-                value = _default(type(self), name)
-            setattr(self, name, value)
+            setattr(self, name, _read(annotation, given[name]) if name in given else _default(type(self), name))
 
 
 def _default(model: type[BaseModel], name: str) -> Any:
