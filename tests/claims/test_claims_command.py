@@ -17,6 +17,8 @@ from ray_head import ray_head
 
 BOTH = "depth/02_both_seed-0"
 OUT = Path("runs/claims/small")
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+"""Of the Ray cluster, which asks for one."""
 
 
 def study_file(folder: Path, digits: Path, samples: int = 2000, **variants: dict[str, Any]) -> Path:
@@ -44,7 +46,7 @@ def start(study: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "attvae.cli", "claims", study.name, *options],
         cwd=study.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, **TOKEN, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -160,7 +162,7 @@ def test_bad_input_of_the_command(tmp_path: Path, digits: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    with ray_head() as address:
+    with ray_head(**TOKEN) as address:
         yield address
 
 
