@@ -138,8 +138,9 @@ def _set(results: Results, name: str, folder: Path) -> Iterator[str]:
     elif name != DEPTH and attentive and results.of(name, BASELINE):
         yield _verdicts_table([likelihood(results, name, unit), upper_layers(results, name)])
     shown = [*ended, *(cell for cell in done(attentive) if cell not in ended)]
-    nelbo_chart(shown, results.variants, unit, folder / f"{drawn}_nelbo.png")
-    yield _picture(f"{drawn}_nelbo", "Test NELBO against depth: a dot for each training, lines through the means")
+    if len({cell.depth for cell in shown}) > 1:
+        nelbo_chart(shown, results.variants, unit, folder / f"{drawn}_nelbo.png")
+        yield _picture(f"{drawn}_nelbo", "Test NELBO against depth: a dot for each training, lines through the means")
     yield from _race(results, name, attentive, unit, folder / f"{drawn}_curves.png")
     yield "### KL of each layer"
     kl_chart(shown, results.variants, folder / f"{drawn}_kl.png")

@@ -202,7 +202,9 @@ def test_further_sets_have_their_own_sections(tmp_path: Path) -> None:
     assert f"−{9 / 64 / math.log(2):.3f} bits/dim" in judged[0][2]
     assert "test NELBO with attention less that without: −0.90 nats" in page.tables["Verdicts"][3][2]
     assert "compared with `both` of the set `depth`" in page.text
-    assert "photographs_nelbo.png" in page.text
+    assert "photographs_kl.png" in page.text
+    assert "photographs_nelbo.png" not in page.text  # of one depth nothing is drawn against depth
+    assert "depth_nelbo.png" in page.text
     assert "equal_time_curves.png" in page.text
     assert "−9.00" not in page.tables["Verdicts"][1][2]  # photographs are not mixed in
 
