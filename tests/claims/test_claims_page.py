@@ -204,7 +204,6 @@ def test_further_sets_have_their_own_sections(tmp_path: Path) -> None:
     assert "compared with `both` of the set `depth`" in page.text
     assert "photographs_kl.png" in page.text
     assert "photographs_nelbo.png" not in page.text  # of one depth nothing is drawn against depth
-    assert "depth_nelbo.png" in page.text
     assert "equal_time_curves.png" in page.text
     assert "−9.00" not in page.tables["Verdicts"][1][2]  # photographs are not mixed in
 
