@@ -38,7 +38,7 @@ def test_all_figures_and_pictures_are_there(finished: Path) -> None:
     assert figures["test_without_depth_attention"]["nelbo_nats"] != figures["test"]["nelbo_nats"]
     page = (finished / "report.html").read_text()
     for name in ("depth_attention", "top_layers", "resampling", "interpolations"):
-        assert f'data-picture="{name}.png"' in page
+        assert f'data-picture="{name}"' in page
     assert "3 latent layers (1 of 4×2×2, 2 of 4×4×4)" in (finished / "model" / "README.md").read_text()
 
 
