@@ -51,11 +51,27 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def is_finished(self, cfg: RunConfig) -> bool:
-        """Whether the folder holds the finished run of this configuration."""
-        return self.summary.is_file() and self.config.is_file() and not differences(load(self.config), cfg)
+        """Whether the folder holds the finished run of this configuration.
+
+        Raises:
+            ValueError: it does, but its figures, or the configuration, are damaged.
+            OSError: they cannot be read.
+        """
+        of_this = self.summary.is_file() and self.config.is_file() and not differences(load(self.config), cfg)
+        return of_this and bool(self.read_summary())
 
     def read_summary(self) -> dict[str, Any]:
-        return json.loads(self.summary.read_text())
+        """
+        Raises:
+            ValueError: it is damaged.
+            OSError: it cannot be read.
+        """
+        try:
+            return json.loads(self.summary.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{self.summary} is damaged ({error}): remove it, and `attvae train` evaluates the run again"
+            ) from error
 
     def mlflow_run_id(self) -> str | None:
         """None, too, where mlflow.json cannot be read, as after a power cut: checkpoints have the id as well."""

@@ -136,6 +136,15 @@ def test_finished_is_a_summary_of_the_same_configuration(tmp_path: Path) -> None
     assert not folder.is_finished(load(TINY, ["seed=1"]))
 
 
+def test_a_damaged_summary_is_named_with_the_remedy(tmp_path: Path) -> None:
+    folder, cfg = RunFolder(tmp_path), load(TINY)
+    folder.claim()
+    folder.describe(cfg.to_yaml(), {})
+    folder.summary.write_text('{"samples_seen": 20')
+    with pytest.raises(ValueError, match=r"summary.json is damaged .*: remove it, and `attvae train` evaluates"):
+        folder.is_finished(cfg)
+
+
 def test_a_run_describes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("HF_TOKEN", "Tr0ub4dor")

@@ -20,6 +20,7 @@ from attvae.run_folder import RunFolder, write_json
 from attvae.search.ranks import Part, Ranks, failure
 from attvae.search.trial import finite
 from attvae.tracking.jsonl import read
+from attvae.tracking.secrets import without_secrets
 
 POLL_S = 0.5
 
@@ -81,7 +82,7 @@ def run_cell(study: Study, cell: Cell, where: Where, asked_to_stop: AskedToStop)
             raise CellFailedError(f"{bad[0]} is {bad[1]}")
         row |= {"status": "done", "reason": None, **figures}
     except CellFailedError as error:
-        row |= {"status": "failed", "reason": str(error)}
+        row |= {"status": "failed", "reason": without_secrets(str(error))}
     write_json(place / "cell.json", row)
     return row
 
@@ -96,7 +97,7 @@ def described(study: Study, cell: Cell, where: Where) -> dict[str, Any]:
         "seed": cell.seed,
         "samples": cell.samples,
         "importance_samples": study.importance_samples,
-        "command": shlex.join(["attvae", *command(study, cell, where)]),
+        "command": without_secrets(shlex.join(["attvae", *command(study, cell, where)])),
         "status": "missing",
         "reason": None,
     }

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from attvae.all_or_nothing import all_or_nothing
 from attvae.claims.attention_verdicts import PATHS
 from attvae.claims.race import mean_curve
 from attvae.claims.results import Done, Unit, strata
@@ -27,8 +26,8 @@ _LOOKS = (
 )
 """Okabe and Ito's colours, which the colour-blind tell apart, and marks for those who see none."""
 
-_COLOURS = 128
-"""Of a file: enough for lines and a colour map, and half of the bytes."""
+_FEW = 128
+"""Colours of a file: enough for lines, and half of the bytes."""
 _EARLY = 0.25
 """Of a training: its NELBOs may lie above the frame of a chart of curves."""
 _LEAST_KL = 1e-3
@@ -161,7 +160,7 @@ def attention_chart(cells: Sequence[Done], path: Path) -> None:
         axes.set_xlabel("context of layer m" if name == "decoder" else "bottom-up feature m")
         axes.set_ylabel("layer l, 0 on top")
     figure.colorbar(image, ax=list(panels), label="attention probability", shrink=0.8)
-    _save(figure, path)
+    _save(figure, path, colours=256)
 
 
 def _looks(variants: Sequence[str], cells: Sequence[Done]) -> list[tuple[str, tuple[str, str], float]]:
@@ -182,8 +181,7 @@ def _finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, colours: int = _FEW) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
-    with all_or_nothing(path) as made:
-        Image.open(drawn).convert("RGB").quantize(_COLOURS).save(made, format="PNG", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(colours).save(path, format="PNG", optimize=True)

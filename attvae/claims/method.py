@@ -33,9 +33,10 @@ seed share the order of images and the binarisation, and to count that as noise 
   final NELBOs (curves are of one draw of each image with the same noise at each look: they are shifted to end at the
   final figure, which is of more draws), times seconds of training per image (by the clock, median over the run).
   Shown if the baseline takes longer at every depth, with p ≤ {LEVEL} for the mean logarithm of the ratio, and the
-  attentive model is better at equal training time, where the set `{EQUAL_TIME}` has been run and its seconds (samples
-  times seconds per image) are within {EQUAL:.0%} at each depth. Cells of more than one machine have no seconds that
-  could be compared.
+  attentive model is better at equal training time, where the set `{EQUAL_TIME}` has been run and its seconds are
+  within {EQUAL:.0%} at each depth: samples times the seconds per image that the same model has in the set `{DEPTH}`,
+  where models with and without attention ran side by side. Cells of more than one machine have no seconds that could
+  be compared.
 * *Upper layers*: the share of active layers, KL above {ACTIVE_NATS} nats per image, in the top half of the hierarchy.
   To be shown, most of them have to be active with attention.
 * *Sparse*: the entropy of the attention probabilities as a fraction of the uniform distribution's, mean over layers

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attvae.all_or_nothing import PREFIX
 from attvae.claims.attention_verdicts import PATHS
 from attvae.claims.charts import Side, attention_chart, curves_chart, kl_chart, nelbo_chart
 from attvae.claims.method import METHOD, cannot_show
@@ -40,9 +42,13 @@ from attvae.run_folder import write_text
 PICTURES = "results"
 """The folder, beside the page, of its pictures and of the JSON."""
 
+_CHARTS = ("nelbo", "curves", "kl", "attention")
+
 
 def write_page(found: Mapping[str, Any], docs: Path) -> None:
-    """Writes results.md and, in the folder results, <study>.json and <study>_*.png; each file whole or not at all.
+    """Writes results.md and, in the folder results, <study>.json and <study>_*.png.
+
+    Each file whole or not at all, and none before all pictures are drawn. Pictures that the page no longer has go.
 
     Args:
         found: the results of a study, partial ones too: the page says what is missing.
@@ -54,7 +60,12 @@ def write_page(found: Mapping[str, Any], docs: Path) -> None:
     results = read_results(found)
     folder = docs / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
-    parts = list(_page(results, folder))
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=docs) as drawn:
+        parts = list(_page(results, Path(drawn)))
+        for old in (folder / f"{results.study}_{name}_{chart}.png" for name in results.sets for chart in _CHARTS):
+            old.unlink(missing_ok=True)
+        for picture in Path(drawn).iterdir():
+            picture.replace(folder / picture.name)
     write_text(folder / f"{results.study}.json", json.dumps(found, indent=1) + "\n")
     write_text(docs / "results.md", "\n\n".join(parts) + "\n")
 
@@ -158,7 +169,9 @@ def _race(results: Results, name: str, attentive: list[Cell], unit: Unit, path: 
     yield "### Time"
     sides = (Side(BASELINE, done(results.of(name, BASELINE))), Side(ATTENTIVE, done(attentive)))
     curves_chart(*sides, results.variants, unit, path)
-    yield _picture(path.stem, "Validation NELBO while training: thin lines are seeds, the start lies above the frame")
+    yield _picture(
+        path.stem, "Validation NELBO while training: thin lines are trainings, the start may lie above the frame"
+    )
     if not of_one_machine([cell for group in groups for cell in [*group.baseline, *group.attentive]]):
         yield "The cells are of more than one machine: their seconds are as each has them, and are not compared."
     yield time_table(groups)
@@ -177,7 +190,9 @@ def _attention(results: Results, cells: list[Cell], path: Path) -> Iterator[str]
         variant = ATTENTIVE if any(cell.variant == ATTENTIVE for cell in deepest) else deepest[0].variant
         deepest = [cell for cell in deepest if cell.variant == variant]
         attention_chart(deepest, path)
-        yield _picture(path.stem, f"Attention probabilities of `{variant}`, {deepest[0].depth} layers, mean over seeds")
+        yield _picture(
+            path.stem, f"Attention probabilities of `{variant}`, {deepest[0].depth} layers, mean of trainings"
+        )
     yield attention_table(cells, results.variants)
 
 

@@ -30,7 +30,8 @@ class Depth(Config):
     layers: int = Field(gt=0, description="latent layers")
     samples: int = Field(gt=0, description="train.samples of each of them")
     widths: dict[str, tuple[int, int]] = Field(
-        description="encoder_filters and decoder_filters of each variant, at which all have as many parameters"
+        min_length=1,
+        description="encoder_filters and decoder_filters of each variant, at which all have as many parameters",
     )
 
 
@@ -61,7 +62,7 @@ class Study(Config):
     variants: dict[str, dict[str, Any]] = Field(
         description="what each variant of the model overrides; `none` is the baseline and `both` the paper's model"
     )
-    sets: dict[str, CellSet] = Field(description="what is compared, by name")
+    sets: dict[str, CellSet] = Field(min_length=1, description="what is compared, by name")
     seeds: list[int] = Field(min_length=1, description="of the trainings; each model is trained with each")
     importance_samples: int = Field(100, gt=0, description="K of the importance-weighted bound")
     parallel: int = Field(1, gt=0, description="runs at a time, without a cluster")
@@ -159,8 +160,9 @@ def load_study(path: Path) -> Study:
     """
     path = located(path)
     tree: dict[str, Any] = {"name": path.stem, **read_mapping(path)}
-    for node in (tree, *(each for each in (tree.get("sets") or {}).values() if isinstance(each, dict))):
-        if isinstance(node.get("base"), str):
+    sets = tree.get("sets")
+    for node in (tree, *(sets.values() if isinstance(sets, dict) else ())):
+        if isinstance(node, dict) and isinstance(node.get("base"), str):
             node["base"] = os.path.normpath(path.parent / node["base"])
     return validated(Study, tree, path)
 

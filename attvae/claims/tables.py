@@ -45,8 +45,8 @@ def likelihood_table(cells: Sequence[Cell], variants: Sequence[str], unit: Unit)
                 if ended and same_depth
                 else MISSING,
                 _number(ended, lambda cell: cell.samples, ",.0f"),
-                _number(ended, lambda cell: 1e3 * cell.training.s_per_image, ".3f"),
-                _number(ended, lambda cell: 1e3 * cell.sampling.s_per_image, ".3f"),
+                mean_and_error([1e3 * cell.training.s_per_image for cell in ended], 3),
+                mean_and_error([1e3 * cell.sampling.s_per_image for cell in ended], 3),
             )
         )
     columns = (

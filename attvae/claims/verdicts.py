@@ -121,15 +121,24 @@ def less_time(results: Results) -> Verdict:
         by_test(tested) if all((ratio > 1) == (tested.effect > 0) for ratio in ratios) else "not shown at this scale"
     )
     longer = results.of(EQUAL_TIME, BASELINE)
-    as_long = strata(longer, [cell for cell in attentive if cell.depth in {each.depth for each in longer}])
-    if not as_long or any(cell.status == "missing" for cell in longer):
-        run = f"{len(done(longer))} of {len(longer)} baselines run" if done(longer) else "not run"
+    if not longer or any(cell.status == "missing" for cell in longer):
+        tried = sum(cell.status != "missing" for cell in longer)
+        run = f"{tried} of {len(longer)} baselines run" if tried else "not run"
         return conclude(claim, outcome, f"{sentence}At equal training time: {run}.", baseline, attentive)
-    totals = [tuple(fmean(map(_seconds, side)) for side in (each.baseline, each.attentive)) for each in as_long]
-    seconds = ", ".join(f"{without:,.0f} against {with_:,.0f}" for without, with_ in totals)
-    if not of_one_machine(done([*longer, *attentive])):
-        sentence += f"The baselines of `{EQUAL_TIME}` are of another machine: not compared."
+    baseline = [*baseline, *longer]
+    s_per_image = {group.depth: _s_per_image(group.baseline) for group in groups}
+    as_long = [each for each in strata(longer, attentive) if each.depth in s_per_image]
+    if not as_long:
+        sentence += "At equal training time: no baseline has ended."
         return conclude(claim, outcome, sentence, baseline, attentive)
+    totals = [
+        (
+            fmean(cell.samples for cell in each.baseline) * s_per_image[each.depth],
+            fmean(cell.samples for cell in each.attentive) * _s_per_image(each.attentive),
+        )
+        for each in as_long
+    ]
+    seconds = ", ".join(f"{without:,.0f} against {with_:,.0f}" for without, with_ in totals)
     apart = max(abs(without / with_ - 1) for without, with_ in totals)
     if apart > EQUAL:
         sentence += (
@@ -144,7 +153,7 @@ def less_time(results: Results) -> Verdict:
         f"At equal training time ({seconds} seconds, without against with attention, at depths {_depths(as_long)}), "
         f"test NELBO with attention less that without: {signed(-equal.effect)} nats, {p_of(equal)}."
     )
-    return conclude(claim, outcome, sentence, [*baseline, *longer], attentive)
+    return conclude(claim, outcome, sentence, baseline, attentive)
 
 
 def upper_layers(results: Results, set_name: str) -> Verdict:
@@ -195,9 +204,8 @@ def _left_out(baseline: Sequence[Cell], attentive: Sequence[Cell]) -> str:
     return f" Left out, as a side has no ended cell: depth {', '.join(map(str, depths))}." if depths else ""
 
 
-def _seconds(cell: Done) -> float:
-    """Of the whole training."""
-    return cell.samples * cell.training.s_per_image
+def _s_per_image(cells: Sequence[Done]) -> float:
+    return fmean(cell.training.s_per_image for cell in cells)
 
 
 def _nelbo(cells: Sequence[Done]) -> float:

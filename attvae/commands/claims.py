@@ -31,6 +31,7 @@ def claims(
     from attvae.claims.run import plan, run_study
     from attvae.claims.study import load_study
     from attvae.engine.stop import STOPPED
+    from attvae.tracking.secrets import without_secrets
 
     folder = out or Path("runs/claims") / study_file.stem
     with bad_input(found_by_all=True):
@@ -38,7 +39,8 @@ def claims(
             raise ValueError(f"--page {page} is no folder: make it first, or leave --page out")
         study = load_study(study_file)
         cells = plan(study, full=full, only=cell or [])
-        ended = run_study(study, cells, folder, address, shlex.join(["attvae", *sys.argv[1:]]), full)
+        command = without_secrets(shlex.join(["attvae", *sys.argv[1:]]))
+        ended = run_study(study, cells, folder, address, command, full)
         write_page(ended.results, page or folder)
         print(f"page: {(page or folder) / 'results.md'}")
     if ended.interrupted:

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from launched import REPOSITORY, wait_for
@@ -192,6 +194,41 @@ def test_a_study_on_a_cluster_is_interrupted_and_goes_on(tmp_path: Path, digits:
     code, said = run(study, "--address", cluster)
     assert code == 0, said
     assert {row["status"] for row in rows(study).values()} == {"done"}
+
+
+def workers_of(cell: str) -> list[psutil.Process]:
+    """Ray's processes in which a cell is being trained."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.Error):
+            if any(part.endswith(f"{cell}/run") for part in process.info["cmdline"] or []):
+                found += [each for each in process.parents() if each.name().startswith("ray::")]
+    return found
+
+
+@pytest.mark.ray
+def test_a_cell_that_ray_loses_is_reported_and_the_other_goes_on(tmp_path: Path, digits: Path, cluster: str) -> None:
+    study = study_file(tmp_path, digits, samples=12000)
+    with start(study, "--address", cluster) as process:
+        killed: set[int] = set()
+        while len(killed) < 2:  # Ray tries it once more
+            if not wait_for(lambda: any(each.pid not in killed for each in workers_of(BOTH)), 120):
+                process.kill()
+                break
+            for worker in workers_of(BOTH):
+                if worker.pid not in killed:
+                    worker.kill()
+                    killed.add(worker.pid)
+        said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert "1 of 2 cells have failed" in said
+    found = rows(study)
+    assert found["depth/02_none_seed-0"]["status"] == "done"
+    assert found[BOTH]["status"] == "failed"
+    assert found[BOTH]["reason"].startswith("Ray lost it: ")
+    code, said = run(study, "--address", cluster)  # what has failed is tried again
+    assert code == 0, said
+    assert rows(study)[BOTH]["status"] == "done"
 
 
 @pytest.mark.ray

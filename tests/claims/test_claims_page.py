@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launched import REPOSITORY
 from made_study import VARIANTS, cell, failed, grid, missing, study
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -104,7 +105,7 @@ def test_figures_of_a_row(written: Path) -> None:
     nelbo = [each["test"]["nelbo_nats"]["value"] for each in of_both]
     row = next(row for row in rows if row[:2] == ["4", "both"])
     assert row[2:4] == ["3 of 3", f"{np.mean(nelbo):.2f} ± {np.std(nelbo, ddof=1) / math.sqrt(3):.2f}"]
-    assert row[5:] == ["30,004", "+0.0", "100,000", "1.000", "0.400"]
+    assert row[5:] == ["30,004", "+0.0", "100,000", "1.000 ± 0.000", "0.400 ± 0.000"]
     assert len(rows) == 1 + 12
 
 
@@ -215,8 +216,26 @@ def test_a_page_that_cannot_be_made_leaves_the_old_one(written: Path, monkeypatc
     before = {each: each.read_bytes() for each in written.rglob("*.*")}
     monkeypatch.setattr(page_module, "kl_chart", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        write_page({**whole(), "about": "Another."}, written)
+        write_page(study(grid(lambda depth, *_: 20.0 + depth)), written)  # whose pictures differ
     assert {each: each.read_bytes() for each in written.rglob("*.*")} == before
+
+
+def test_a_picture_that_the_page_no_longer_has_goes(written: Path) -> None:
+    other = written / "results/digits_pictures.png"
+    other.touch()
+    assert (written / "results/digits_depth_nelbo.png").is_file()
+    write_page(study(grid(lambda *_: 20.0, depths=[2])), written)
+    assert not (written / "results/digits_depth_nelbo.png").exists()
+    assert (written / "results/digits_depth_kl.png").is_file()
+    assert other.exists()
+
+
+def test_the_page_in_the_documentation_is_that_of_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for chart in ("nelbo_chart", "curves_chart", "kl_chart", "attention_chart"):
+        monkeypatch.setattr(page_module, chart, lambda *_: None)
+    docs = REPOSITORY / "docs"
+    write_page(json.loads((docs / "results/digits.json").read_text()), tmp_path)
+    assert (tmp_path / "results.md").read_text() == (docs / "results.md").read_text()
 
 
 def test_a_variant_keeps_its_colour(tmp_path: Path) -> None:

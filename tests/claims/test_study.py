@@ -15,6 +15,7 @@ from attvae.spec import DataSpec
 
 DIGITS = DataSpec(height=8, width=8, channels=1, num_bits=5, max_value=16, binary=True)
 SHIPPED = REPOSITORY / "configs/claims"
+WIDTHS = {"none": [1, 1]}
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -91,12 +92,18 @@ def test_a_cell_s_configuration_has_what_all_have_and_what_is_its_own(tmp_path: 
         ({"variants": {"both": {}}}, "variants lacks none"),
         ({"seeds": [1, 1]}, "names a seed twice"),
         (
-            {"sets": {"s": {"about": "", "depths": [{"layers": 1, "samples": n, "widths": {}} for n in (1, 2)]}}},
+            {"sets": {"s": {"about": "", "depths": [{"layers": 1, "samples": n, "widths": WIDTHS} for n in (1, 2)]}}},
             r"sets.s: depths=\[1, 1\] names a number of layers twice",
         ),
+        ({"sets": {"s": {"about": "", "depths": [{"layers": 1, "samples": 1, "widths": {}}]}}}, "widths"),
+        ({"sets": {}}, "sets"),
+        ({"sets": ["a"]}, "sets"),
         ({"gpus": 2}, "gpus=2: a run of a study has one GPU or none"),
         ({"seed": 1}, "unknown key seed: did you mean seeds?"),
-        ({"sets": {"a b": {"about": "", "depths": [{"layers": 1, "samples": 1, "widths": {}}]}}}, "sets.a b: a set's"),
+        (
+            {"sets": {"a b": {"about": "", "depths": [{"layers": 1, "samples": 1, "widths": WIDTHS}]}}},
+            "sets.a b: a set's",
+        ),
         (
             {"sets": {"s": {"about": "", "depths": [{"layers": 1, "samples": 1, "widths": {"bot": [1, 1]}}]}}},
             "sets.s: bot is no variant; known are none, both",
