@@ -25,7 +25,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class PublishedSchedule(Config):
-    """Learning rate and KL weight as in the authors' code: in epochs, piecewise constant."""
+    """Learning rate and KL weight as in the authors' code: in epochs, the warm-up in steps."""
 
     epochs: int = Field(gt=0, description="of the whole training, the warm-up among them")
     warmup_epochs: int = Field(5, ge=0, description="in which the learning rate rises")

@@ -11,7 +11,7 @@ ModelPart = Literal["encoder", "layers", "decoder"]
 
 
 class EngineConfig(Config):
-    """Who computes an update, and in what form: nothing here changes what is learnt, beyond rounding."""
+    """Who computes an update, and in what form: no key changes more than what docs/exact_resume.md names."""
 
     name: Literal["zero", "plain"] = Field("zero", description="zero: DeepSpeed; plain: torch's DDP, or no wrapper")
     device: Device = Field(

@@ -44,7 +44,7 @@ class DepthAttentionConfig(Config):
 
 
 class LogScaleConfig(Config):
-    """Limits of a Gaussian's log sigma. Equal limits but for the sign bound by tanh, others by a smoothstep."""
+    """Limits of a Gaussian's log sigma. Bound by tanh; with `soft_clamp: published` unequal ones by a smoothstep."""
 
     low: float = Field(-5.0, description="the lowest log sigma")
     high: float = Field(5.0, description="the highest log sigma")

@@ -30,7 +30,7 @@ ABOUT_COMMANDS = (
 ABOUT_CONFIGURATIONS = (
     "A configuration is a YAML file: the files that `base:` names come first (relative to it, one or a list), then the "
     "file, then `key=value` from the command line. Later values win, key by key. An unknown key is an error that names "
-    "its nearest neighbour. Numbers are finite."
+    "its nearest neighbour, or the keys that there are. Numbers are finite."
 )
 FAR = 2**31
 """Limits from here on are shown as powers of two."""

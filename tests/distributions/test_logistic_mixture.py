@@ -88,6 +88,7 @@ def log_probs_of_every_image(params: Tensor, channels: int, max_value: int) -> T
 
 BITS_AND_CHANNELS = [
     *((bits, 1) for bits in range(1, 9)),
+    (16, 1),
     *((bits, 2) for bits in (1, 4, 8)),
     *((bits, 3) for bits in (1, 2, 5)),
     *((bits, 4) for bits in (1, 3)),
