@@ -17,7 +17,7 @@ from launched import REPOSITORY, wait_for
 from mlflow import MlflowClient
 from ray_head import ray_head
 
-BOTH = "depth/02_both_seed-0"
+BOTH, OTHER = "depth/02_both_seed-0", "depth/02_other_seed-0"
 OUT = Path("runs/claims/small")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
 """Of the Ray cluster, which asks for one."""
@@ -207,8 +207,11 @@ def workers_of(cell: str) -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-def test_a_cell_that_ray_loses_is_reported_and_the_other_goes_on(tmp_path: Path, digits: Path, cluster: str) -> None:
-    study = study_file(tmp_path, digits, samples=12000)
+def test_cells_that_end_in_no_row_are_reported_and_the_others_go_on(tmp_path: Path, digits: Path, cluster: str) -> None:
+    """One is lost with its worker, twice; in another one the task itself ends in an error."""
+    study = study_file(tmp_path, digits, samples=12000, other={})
+    broken = tmp_path / OUT / OTHER / "train.rank-0.log"
+    broken.mkdir(parents=True)  # where a file is to be written
     with start(study, "--address", cluster) as process:
         killed: set[int] = set()
         while len(killed) < 2:  # Ray tries it once more
@@ -221,14 +224,16 @@ def test_a_cell_that_ray_loses_is_reported_and_the_other_goes_on(tmp_path: Path,
                     killed.add(worker.pid)
         said, _ = process.communicate(timeout=200)
     assert process.returncode == 1, said
-    assert "1 of 2 cells have failed" in said
+    assert "2 of 3 cells have failed" in said
     found = rows(study)
     assert found["depth/02_none_seed-0"]["status"] == "done"
-    assert found[BOTH]["status"] == "failed"
+    assert found[BOTH]["status"] == found[OTHER]["status"] == "failed"
     assert found[BOTH]["reason"].startswith("Ray lost it: ")
+    assert found[OTHER]["reason"].startswith("IsADirectoryError: ")
+    broken.rmdir()
     code, said = run(study, "--address", cluster)  # what has failed is tried again
     assert code == 0, said
-    assert rows(study)[BOTH]["status"] == "done"
+    assert {row["status"] for row in rows(study).values()} == {"done"}
 
 
 @pytest.mark.ray
