@@ -123,7 +123,7 @@ def kl_chart(cells: Sequence[Done], variants: Sequence[str], path: Path) -> None
         _finish(axes)
     panels[0].set_ylabel("KL, nats per image")
     handles, names = max((axes.get_legend_handles_labels() for axes in panels), key=lambda each: len(each[1]))
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 * len(panels)), frameon=False)
     _save(figure, path)
 
 
