@@ -32,8 +32,12 @@ def race(baseline: Sequence[Done], attentive: Sequence[Done]) -> Race:
     curves = [mean_curve(side) for side in sides]
     target = max(float(nelbo[-1]) for _, nelbo in curves)
     first, second = (first_at(target, *curve) for curve in curves)
-    costs = [fmean(cell.training.s_per_image for cell in side) for side in sides]
-    return Race(target, (first, second), (first * costs[0], second * costs[1]))
+    return Race(target, (first, second), (first * s_per_image(baseline), second * s_per_image(attentive)))
+
+
+def s_per_image(cells: Sequence[Done]) -> float:
+    """Of training, mean over trainings."""
+    return fmean(cell.training.s_per_image for cell in cells)
 
 
 def mean_curve(cells: Sequence[Done]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from statistics import fmean
 from attvae.claims.attention_verdicts import sparse, structured
 from attvae.claims.outcome import Outcome, Verdict, by_test, conclude, p_of, signed, significant
 from attvae.claims.permutation import Tested, stratified_test
-from attvae.claims.race import race
+from attvae.claims.race import race, s_per_image
 from attvae.claims.results import (
     ATTENTIVE,
     BASELINE,
@@ -120,40 +120,50 @@ def less_time(results: Results) -> Verdict:
     outcome = (
         by_test(tested) if all((ratio > 1) == (tested.effect > 0) for ratio in ratios) else "not shown at this scale"
     )
-    longer = results.of(EQUAL_TIME, BASELINE)
-    if not longer or any(cell.status == "missing" for cell in longer):
-        tried = sum(cell.status != "missing" for cell in longer)
-        run = f"{tried} of {len(longer)} baselines run" if tried else "not run"
-        return conclude(claim, outcome, f"{sentence}At equal training time: {run}.", baseline, attentive)
-    baseline = [*baseline, *longer]
-    s_per_image = {group.depth: _s_per_image(group.baseline) for group in groups}
-    as_long = [each for each in strata(longer, attentive) if each.depth in s_per_image]
+    longer = [cell for cell in results.of(EQUAL_TIME, BASELINE) if cell.status != "missing"]
+    said, at_equal_time = _at_equal_time(groups, longer, len(results.of(EQUAL_TIME, BASELINE)), attentive)
+    if at_equal_time not in (None, outcome):
+        outcome = "not shown at this scale"
+    return conclude(claim, outcome, sentence + said, [*baseline, *longer], attentive)
+
+
+def _at_equal_time(
+    groups: Sequence[Stratum], longer: Sequence[Cell], wanted: int, attentive: Sequence[Cell]
+) -> tuple[str, Outcome | None]:
+    """What baselines that train longer say, and the outcome of that; None: they have no say.
+
+    Args:
+        groups: of the set DEPTH, for the seconds per image.
+        longer: baselines of EQUAL_TIME that were tried, of so many `wanted`.
+    """
+    if not longer or len(longer) < wanted:
+        run = f"{len(longer)} of {wanted} baselines run" if longer else "not run"
+        return f"At equal training time: {run}.", None
+    of_depth = {group.depth: group for group in groups}
+    as_long = [each for each in strata(longer, attentive) if each.depth in of_depth]
     if not as_long:
-        sentence += "At equal training time: no baseline has ended."
-        return conclude(claim, outcome, sentence, baseline, attentive)
+        return "At equal training time: no baseline has ended.", None
     totals = [
         (
-            fmean(cell.samples for cell in each.baseline) * s_per_image[each.depth],
-            fmean(cell.samples for cell in each.attentive) * _s_per_image(each.attentive),
+            fmean(cell.samples for cell in each.baseline) * s_per_image(of_depth[each.depth].baseline),
+            fmean(cell.samples for cell in each.attentive) * s_per_image(each.attentive),
         )
         for each in as_long
     ]
     seconds = ", ".join(f"{without:,.0f} against {with_:,.0f}" for without, with_ in totals)
     apart = max(abs(without / with_ - 1) for without, with_ in totals)
     if apart > EQUAL:
-        sentence += (
+        sentence = (
             f"The baselines of `{EQUAL_TIME}` train {seconds} seconds, without against with attention, at depths "
             f"{_depths(as_long)}: up to {apart:.0%} apart, which is not equal and has no say."
         )
-        return conclude(claim, outcome, sentence, baseline, attentive)
+        return sentence, None
     equal = _less(as_long, lambda cell: cell.nelbo("nats"))
-    if by_test(equal) != outcome:
-        outcome = "not shown at this scale"
-    sentence += (
+    sentence = (
         f"At equal training time ({seconds} seconds, without against with attention, at depths {_depths(as_long)}), "
         f"test NELBO with attention less that without: {signed(-equal.effect)} nats, {p_of(equal)}."
     )
-    return conclude(claim, outcome, sentence, baseline, attentive)
+    return sentence, by_test(equal)
 
 
 def upper_layers(results: Results, set_name: str) -> Verdict:
@@ -202,10 +212,6 @@ def _left_out(baseline: Sequence[Cell], attentive: Sequence[Cell]) -> str:
     compared = {group.depth for group in strata(baseline, attentive)}
     depths = sorted({cell.depth for cell in [*baseline, *attentive]} - compared)
     return f" Left out, as a side has no ended cell: depth {', '.join(map(str, depths))}." if depths else ""
-
-
-def _s_per_image(cells: Sequence[Done]) -> float:
-    return fmean(cell.training.s_per_image for cell in cells)
 
 
 def _nelbo(cells: Sequence[Done]) -> float:

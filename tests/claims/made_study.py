@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from attvae.claims.results import Results, read_results
+
 VARIANTS = ["none", "generative", "inference", "both"]
 PIXELS = 64
 
@@ -87,6 +89,10 @@ def study(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
         },
         "cells": list(cells),
     }
+
+
+def read(*cells: dict[str, Any]) -> Results:
+    return read_results(study(cells))
 
 
 def grid(

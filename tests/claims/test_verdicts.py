@@ -1,20 +1,16 @@
 """Verdicts on studies whose answers are known: closed forms, and scipy for the statistics."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from made_study import cell, failed, grid, missing, study
+from made_study import cell, failed, grid, missing, read, study
 from scipy import stats
 
-from attvae.claims.attention_verdicts import sparse, structured
 from attvae.claims.outcome import Verdict
-from attvae.claims.permutation import agreement, sign_test, stratified_test
-from attvae.claims.race import first_at, mean_curve, race
-from attvae.claims.results import DEPTH, Done, Results, done, read_results, strata
+from attvae.claims.results import DEPTH, done, read_results, strata
 from attvae.claims.tables import cells_table, mean_and_error, time_table
 from attvae.claims.verdicts import fewer_layers, less_time, likelihood, upper_layers, verdicts
 
@@ -23,139 +19,15 @@ NOISE = (-0.1, 0.0, 0.1)
 ALIKE = (0.0, 0.01, -0.02)
 
 
-def difference(first: Any, second: Any) -> float:
-    return float(np.mean(first) - np.mean(second))
-
-
-def read(*cells: Row) -> Results:
-    return read_results(study(cells))
-
-
 def with_attention(gain: Callable[[int], float], base: Callable[[int], float] = lambda depth: 24.0) -> list[Row]:
     """NELBO of the baseline by depth, and by how much less the attentive model has; three seeds around them."""
     return grid(lambda d, v, s: base(d) - (gain(d) if v == "both" else 0.0) + NOISE[s])
-
-
-# Statistics
-
-
-@pytest.mark.parametrize("sizes", [(3, 3), (2, 4), (4, 2)])
-def test_one_stratum_against_scipy(sizes: tuple[int, int]) -> None:
-    random = np.random.default_rng(1)
-    first, second = (random.normal(size=n).tolist() for n in sizes)
-    found = stratified_test([(first, second)], difference)
-    for alternative, p in (("greater", found.p_greater), ("less", found.p_less)):
-        reference = stats.permutation_test((first, second), difference, alternative=alternative, n_resamples=10**6)
-        assert p == pytest.approx(reference.pvalue)
-    assert found.splits == math.comb(sum(sizes), sizes[0])
-    assert found.effect == pytest.approx(difference(first, second))
-
-
-def test_strata_against_enumeration() -> None:
-    random = np.random.default_rng(2)
-    strata = [(random.normal(size=3).tolist(), random.normal(size=2).tolist()) for _ in range(3)]
-    effects = []
-    for dealt in itertools.product(itertools.combinations(range(5), 3), repeat=3):
-        of_strata = [np.array(first + second) for first, second in strata]
-        effects.append(
-            np.mean([difference(x[list(c)], np.delete(x, c)) for x, c in zip(of_strata, dealt, strict=True)])
-        )
-    found = stratified_test(strata, difference)
-    assert found.splits == len(effects) == 1000
-    assert found.p_greater == np.mean(np.array(effects) >= found.effect - 1e-12)
-    assert found.p_less == np.mean(np.array(effects) <= found.effect + 1e-12)
-
-
-def test_least_p_of_three_depths_and_of_one() -> None:
-    apart = ([1.0, 1.1, 1.2], [0.0, 0.1, 0.2])
-    assert stratified_test([apart], difference).p_greater == 1 / 20
-    assert stratified_test([apart] * 3, difference).p_greater == 1 / 8000
-    assert stratified_test([apart] * 3, difference).p_less == 1.0
-
-
-def test_all_alike_has_p_one() -> None:
-    found = stratified_test([([0.1, 0.1], [0.1, 0.1])], difference)
-    assert (found.effect, found.p_greater, found.p_less) == (0.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize("strata", [[], [([1.0], [])]])
-def test_nothing_to_test_is_an_error(strata: Any) -> None:
-    with pytest.raises(ValueError, match="needs a stratum"):
-        stratified_test(strata, difference)
-
-
-@pytest.mark.parametrize("positive", range(10))
-def test_sign_test_against_scipy(positive: int) -> None:
-    reference = stats.binomtest(positive, 9, alternative="greater").pvalue
-    assert sign_test([1.0] * positive + [-1.0] * (9 - positive)) == pytest.approx(reference)
-
-
-def test_agreement_against_scipy() -> None:
-    random = np.random.default_rng(3)
-    trainings = [[random.dirichlet(np.ones(n)).tolist() for n in (2, 4, 7)] for _ in range(3)]
-    flat = [np.concatenate([np.array(row) - np.mean(row) for row in rows]) for rows in trainings]
-    reference = np.mean([stats.pearsonr(a, b).statistic for a, b in itertools.combinations(flat, 2)])
-    correlation, p = agreement(trainings)
-    assert correlation == pytest.approx(reference)
-    assert 0.05 < p <= 1.0  # drawn independently
-
-
-def test_agreement_of_one_row_against_all_orders() -> None:
-    """Two trainings with the same row of four: of the 24 orders of one relative to the other, one agrees as well."""
-    _, p = agreement([[[0.1, 0.2, 0.3, 0.4]], [[0.2, 0.4, 0.6, 0.8]]])
-    assert p == pytest.approx(1 / 24, abs=4 * math.sqrt(1 / 24 / 9_999))
-
-
-def test_agreement_of_what_has_no_pattern() -> None:
-    correlation, p = agreement([[[0.5, 0.5]], [[0.1, 0.9]]])
-    assert math.isnan(correlation)
-    assert p == 1.0
-    with pytest.raises(ValueError, match="two trainings or more"):
-        agreement([[[0.5, 0.5]]])
 
 
 def test_standard_error_against_scipy() -> None:
     values = [22.1, 22.9, 23.0]
     assert mean_and_error(values, 4) == f"{np.mean(values):.4f} ± {stats.sem(values):.4f}"
     assert mean_and_error([22.1], 1) == "22.1 (one seed)"
-
-
-# The race
-
-
-def a_curve(points: list[list[float]], seed: int = 0, cost: float = 1e-3, variant: str = "none") -> Done:
-    (found,) = done(read(cell(2, variant, seed, curve=points, s_per_image=cost)).cells)
-    return found
-
-
-def test_curves_are_straight_between_their_points() -> None:
-    samples, nelbo = np.array([100.0, 200.0, 400.0]), np.array([30.0, 20.0, 10.0])
-    assert first_at(15.0, samples, nelbo) == 300.0
-    assert first_at(20.0, samples, nelbo) == 200.0
-    assert first_at(35.0, samples, nelbo) == 100.0
-
-
-def test_mean_of_curves_with_different_points() -> None:
-    curves = [a_curve([[0, 10.0], [100, 0.0]]), a_curve([[50, 6.0], [100, 2.0], [200, 1.0]], seed=1)]
-    samples, nelbo = mean_curve(curves)
-    assert samples.tolist() == [50.0, 100.0]
-    assert nelbo.tolist() == [5.5, 1.0]
-
-
-def test_a_curve_ends_at_the_final_figure() -> None:
-    given = cell(2, "none", 0, curve=[[0, 40.0], [100, 20.5]]) | {"val": {"nelbo_nats": 20.0}}
-    (found,) = done(read(given).cells)
-    assert found.curve == [(0, 39.5), (100, 20.0)]
-
-
-def test_race_to_the_worse_of_the_two_ends() -> None:
-    slow = a_curve([[0, 40.0], [100, 20.0]], cost=2.0)
-    fast = a_curve([[0, 40.0], [100, 0.0]], cost=3.0, variant="both")
-    found = race([slow], [fast])
-    assert found.target_nats == 20.0
-    assert found.samples == (100.0, 50.0)
-    assert found.seconds == (200.0, 150.0)
-    assert found.seconds_ratio == pytest.approx(4 / 3)
 
 
 # Verdicts: each outcome of each claim
@@ -328,61 +200,6 @@ def test_upper_layers(without: list[float], with_: list[float], outcome: str, wo
     found = upper_layers(read(*layered(without, with_)), DEPTH)
     assert found.outcome == outcome
     assert words in found.sentence
-
-
-def peaked(n: int) -> list[float]:
-    """Most on the nearest, the rest on the second."""
-    return [0.8, 0.2] + [0.0] * (n - 2) if n > 1 else [1.0]
-
-
-def uniform(n: int) -> list[float]:
-    return [1 / n] * n
-
-
-def attending(alpha: Callable[[int], list[float]], worth: float = 1.0, depth: int = 8) -> Results:
-    return read(*[cell(d, "both", s, alpha=alpha, worth=worth) for d in (4, depth) for s in range(3)])
-
-
-@pytest.mark.parametrize(
-    ("alpha", "worth", "outcome"),
-    [
-        (peaked, 1.0, "shown"),
-        (peaked, -1.0, "not shown at this scale"),
-        (uniform, 1.0, "contradicted"),
-    ],
-)
-def test_sparse(alpha: Callable[[int], list[float]], worth: float, outcome: str) -> None:
-    found = sparse(attending(alpha, worth))
-    assert found.outcome == outcome
-    assert f"worse in {6 if worth > 0 else 0} of 6 cells" in found.sentence
-
-
-def test_entropy_of_two_contexts_in_closed_form() -> None:
-    """At three layers: the generative path chooses once, of two; the inference path of four, of three and of two."""
-    h = -0.8 * math.log(0.8) - 0.2 * math.log(0.2)
-    decoder, encoder = h / math.log(2), (h / math.log(4) + h / math.log(3) + h / math.log(2)) / 3
-    found = sparse(read(*[cell(3, "both", s, alpha=peaked) for s in range(3)]))
-    assert f"{decoder:.2f} in the generative path" in found.sentence
-    assert f"{encoder:.2f} in the inference path" in found.sentence
-
-
-def test_the_same_pattern_beyond_the_nearest_is_structure() -> None:
-    assert structured(attending(peaked)).outcome == "shown"
-    assert "20% of the probability beyond the nearest context" in structured(attending(peaked)).sentence
-
-
-def test_attention_to_the_nearest_alone_is_none() -> None:
-    almost = structured(attending(lambda n: [0.97, 0.03] + [0.0] * (n - 2) if n > 1 else [1.0]))
-    assert almost.outcome == "contradicted"
-
-
-def test_patterns_that_seeds_do_not_share_are_not_structure() -> None:
-    random = np.random.default_rng(0)
-    drawn = structured(attending(lambda n: random.dirichlet(np.ones(n)).tolist()))
-    assert drawn.outcome == "not shown at this scale"
-    dead = structured(attending(peaked, worth=-0.1))
-    assert dead.outcome == "not shown at this scale"
-    assert "worse in 0 of 6 cells" in dead.sentence
 
 
 # What failed and what is missing
